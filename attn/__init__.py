@@ -1,0 +1,36 @@
+"""attn: channel attention, trained, measured and compared under one roof.
+
+`attn.create_model("resnet50", "ba")`, `attn.list_backbones()`, `attn.list_attentions()`, `attn.load("runs/.../best.pt")`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attn.build import create_model as create_model
+    from attn.build import list_attentions as list_attentions
+    from attn.build import list_backbones as list_backbones
+    from attn.checkpoint import load as load
+
+__version__ = "0.1.0"
+__all__ = ["create_model", "list_attentions", "list_backbones", "load"]
+
+_HOMES = {
+    "create_model": "attn.build",
+    "list_attentions": "attn.build",
+    "list_backbones": "attn.build",
+    "load": "attn.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch and timm take seconds to import: only who needs them pays.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'attn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

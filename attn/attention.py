@@ -1,0 +1,174 @@
+"""The protocol that every attention and every backbone keeps: `Site`, `Attention`, `Gate`, `attend`.
+
+A backbone offers *sites* in three *slots*:
+
+    block   the end of a residual branch, or the squeeze-and-excitation place of a mobile block
+    conv    in place of a block's convolution
+    stage   one more step at the end of a stage
+
+and calls whatever was placed there through `attend(module, feats, state)`. State is handed from site to site as an argument
+and a return value, one per slot; nothing is parked on modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an attention will live: all that is known of the place when the network is built.
+
+    Attributes:
+        widths: channels of the features that the site sees, in the order in which `forward` gets them. In a `block` slot the
+            first is the block's input and the others are the outputs of its convolutions; in a `conv` slot they are the
+            convolution's input and output; in a `stage` slot only the stage's output. The last is the one to be refined.
+        stage: number of the stage, from 1.
+        block: index of the block in its stage, from 0.
+        depth: index of the block in the network, from 0.
+        stride: input pixels per pixel of the refined map, in one direction.
+        prev: `widths` of the site before this one, whose state arrives here; `None` at the first.
+        native: whether the backbone itself has an attention here (MobileNetV3, EfficientNet, RegNetY).
+        conv: in a `conv` slot, the convolution to be replaced.
+    """
+
+    widths: tuple[int, ...]
+    stage: int
+    block: int
+    depth: int
+    stride: int
+    prev: tuple[int, ...] | None = None
+    native: bool = False
+    conv: nn.Conv2d | None = None
+
+    @property
+    def width(self) -> int:
+        """Channels of the map to be refined."""
+        return self.widths[-1]
+
+
+class Attention(nn.Module):
+    """Base of every attention. A subclass takes a `Site` and its own options, and overrides `refine` or `forward`.
+
+    `takes_norm_act`: an attention in the `conv` slot sets it when it ends with its own normalisation and activation; the
+    block's are then removed.
+    """
+
+    takes_norm_act: bool = False
+
+    def refine(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to the same shape. Override this where one feature map is all that is needed."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither refine nor forward")
+
+    def forward(self, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        """Refines the last of `feats`.
+
+        Args:
+            feats: maps [N, C_i, H_i, W_i], one per entry of `Site.widths`.
+            state: what the previous site of the same slot returned; `None` at the first.
+
+        Returns:
+            The refined map, and the state for the next site.
+        """
+        return self.refine(feats[-1]), state
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        """Builds one module per site; `None` leaves a site as the backbone made it.
+
+        Args:
+            sites: the sites of one slot, in the order of the forward pass.
+            stages: numbers of the stages to fill, from 1; all by default.
+            options: passed to the constructor.
+
+        Raises:
+            ValueError: a stage in `stages` does not exist, or the constructor refuses a site.
+        """
+        chosen = iter(select(sites, stages))
+        wanted = None if stages is None else set(stages)
+        return [cls(next(chosen), **options) if wanted is None or s.stage in wanted else None for s in sites]
+
+
+class Gate(Attention):
+    """Squeeze, excite, scale: the seam that BA bridges and DCA connects.
+
+    `excite` sees only descriptors [N, C] and gives weights of the same shape.
+    """
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to descriptors [N, C]; by default global average pooling."""
+        return x.mean((2, 3))
+
+    def excite(self, z: Tensor) -> Tensor:
+        """Maps descriptors [N, C] to channel weights [N, C]."""
+        raise NotImplementedError(f"{type(self).__name__} does not override excite")
+
+    def scale(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Multiplies [N, C, H, W] by [N, C]."""
+        return x * weights[:, :, None, None]
+
+    def refine(self, x: Tensor) -> Tensor:
+        return self.scale(x, self.excite(self.squeeze(x)))
+
+
+State = tuple[Any, Any]  # what the last `conv` site and the last `block` site returned
+START: State = (None, None)
+
+
+def attend(module: nn.Module | None, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+    """Applies what stands in a slot: an `Attention`, a module of the backbone's own (map to map), or nothing."""
+    if isinstance(module, Attention):
+        return module(feats, state)
+    return (feats[-1] if module is None else module(feats[-1])), state
+
+
+class StageAttention(nn.Module):
+    """The last step of a stage, named `attn` in it: applies an attention to the stage's output, and lets the state pass."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, state = inputs
+        x, _ = attend(self.attention, (x,), None)
+        return x, state
+
+
+def select(sites: Sequence[Site], stages: Sequence[int] | None) -> list[Site]:
+    """The sites of some stages (all by default), each with `prev` set to the widths of the one chosen before it.
+
+    Raises:
+        ValueError: a stage in `stages` does not exist.
+    """
+    present = sorted({s.stage for s in sites})
+    missing = [] if stages is None else [s for s in stages if s not in present]
+    if missing:
+        raise ValueError(f"stages={list(stages or [])}: no stage {missing[0]} here; choose from {present}")
+    chosen, prev = [], None
+    for site in sites:
+        if stages is None or site.stage in stages:
+            chosen.append(replace(site, prev=prev))
+            prev = site.widths
+    return chosen
+
+
+def hidden_width(channels: int, reduction: float, what: str) -> int:
+    """`channels // reduction`, the width of a squeezed descriptor.
+
+    Raises:
+        ValueError: `reduction` leaves no channel, or is below 1.
+    """
+    if not 1 <= reduction <= channels:
+        raise ValueError(f"{what}: reduction={reduction} must lie between 1 and the {channels} channels that it reduces")
+    return int(channels // reduction)
+
+
+def global_average(x: Tensor) -> Tensor:
+    """Global average pooling, [N, C, H, W] to [N, C]."""
+    return torch.mean(x, (2, 3))
