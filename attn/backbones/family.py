@@ -1,0 +1,80 @@
+"""What a backbone family provides: its classes, and the places where attentions may go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attn.attention import START, Site, State
+
+Slot = Literal["block", "conv", "stage"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site, and the attribute that holds what stands there.
+
+    Attributes:
+        site: what the attention gets to know.
+        owner: the module that calls it.
+        name: the attribute (or, in a stage's `Sequential`, the child) to set.
+        norm_act: attributes of `owner` with the norm and activation behind a convolution, for attentions that bring their own.
+        make_room: changes in `owner` once the place is to be filled (its own attention elsewhere in the block goes).
+        leave: changes in `owner` if the attention leaves the place (its own attention moves there).
+    """
+
+    site: Site
+    owner: nn.Module
+    name: str
+    norm_act: tuple[str, ...] = ()
+    make_room: Callable[[], None] | None = None
+    leave: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One timm family.
+
+    Attributes:
+        network: timm's class of the whole network.
+        classes: each of timm's classes (blocks, and the network itself) with our subclass, which overrides only forwards.
+        places: `places(model, slot, where)` yields the places of a slot in the order of the forward pass. `where` picks one
+            of `block_positions` or `conv_kinds`; it is "" in the stage slot.
+        block_positions: what `position` may be in the block slot; the first is the default.
+        conv_kinds: what `convs` may be in the conv slot; the first is the default. Empty: the slot does not exist.
+    """
+
+    network: type[nn.Module]
+    classes: dict[type[nn.Module], type[nn.Module]]
+    places: Callable[[nn.Module, Slot, str], Iterable[Place]]
+    block_positions: tuple[str, ...] = ("native",)
+    conv_kinds: tuple[str, ...] = ("spatial",)
+
+
+def adopt(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
+    """Gives every module of a known class our subclass of it, in place. Parameters and names stay."""
+    for module in model.modules():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
+
+
+def run_stages(stages: Iterable[nn.Module], x: Tensor, checkpointing: bool = False) -> Tensor:
+    """Runs stages (each an iterable of blocks) from a fresh state, and drops the state at the end."""
+    state: State = START
+    for stage in stages:
+        x, state = run_stage(stage, x, state, checkpointing)
+    return x
+
+
+def run_stage(stage: nn.Module, x: Tensor, state: State, checkpointing: bool = False) -> tuple[Tensor, State]:
+    """Runs the blocks of one stage; with `checkpointing`, each block's activations are computed again in the backward."""
+    if not checkpointing:
+        return stage((x, state))
+    inputs = (x, state)
+    for block in stage.children():
+        inputs = checkpoint(block, inputs, use_reentrant=False)
+    return inputs

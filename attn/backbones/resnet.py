@@ -1,0 +1,125 @@
+"""timm's ResNet family: ResNet (b, c, d, s, t), ResNeXt, Wide-ResNet, SE- and ECA-ResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from timm.models import resnet as timm_resnet
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from attn.attention import START, Site, State, attend
+from attn.backbones.family import Family, Place, Slot, run_stage, run_stages
+
+
+class BasicBlock(timm_resnet.BasicBlock):
+    """timm's block with the slots `conv1` (conv: the one of the two that has a norm and an activation) and `se` (block)."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        x, (conv_state, block_state) = inputs
+
+        f1, conv_state = attend(self.conv1, (x,), conv_state)
+        f1 = self.aa(self.act1(self.drop_block(self.bn1(f1))))  # type: ignore[misc]
+        f2 = self.bn2(self.conv2(f1))
+
+        y, block_state = attend(self.se, (x, f1, f2), block_state)
+        if self.drop_path is not None:
+            y = self.drop_path(y)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.act2(y + shortcut), (conv_state, block_state)
+
+
+class Bottleneck(timm_resnet.Bottleneck):
+    """timm's block with the slots `conv2` (conv) and `se` (block)."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        x, (conv_state, block_state) = inputs
+
+        f1 = self.act1(self.bn1(self.conv1(x)))
+        f2, conv_state = attend(self.conv2, (f1,), conv_state)
+        f2 = self.aa(self.act2(self.drop_block(self.bn2(f2))))  # type: ignore[misc]
+        f3 = self.bn3(self.conv3(f2))
+
+        y, block_state = attend(self.se, (x, f1, f2, f3), block_state)
+        if self.drop_path is not None:
+            y = self.drop_path(y)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.act3(y + shortcut), (conv_state, block_state)
+
+
+class ResNet(timm_resnet.ResNet):
+    """timm's network; its stages pass (map, state)."""
+
+    def stages(self) -> tuple[nn.Module, ...]:
+        # The forms for CIFAR have three; timm empties those that a feature extractor does not need.
+        stages: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return tuple(stage for stage in stages if len(stage))
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self.act1(self.bn1(self.conv1(x)))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return run_stages(self.stages(), self.maxpool(self.stem(x)), self.grad_checkpointing)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        x = self.stem(x)
+        found = [x] if 0 in take else []
+        x, state = self.maxpool(x), START
+        for i, stage in enumerate(self.stages()[: last if stop_early else None], start=1):
+            x, state = run_stage(stage, x, state, self.grad_checkpointing)
+            if i in take:
+                found.append(x)
+        return found if intermediates_only else (x, found)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        take, _ = feature_take_indices(len(self.feature_info), indices)
+        return super().prune_intermediate_layers(take, prune_norm, prune_head)
+
+
+def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+    depth = 0
+    for stage_number, stage in enumerate(model.stages(), start=1):
+        stride = model.feature_info[stage_number]["reduction"]
+        blocks: list[Any] = list(stage.children())
+        for index, block in enumerate(blocks):
+            position: dict[str, Any] = {"stage": stage_number, "block": index, "depth": depth, "stride": stride}
+            depth += 1
+            if slot == "block":
+                yield Place(Site(widths=block_widths(block), native=block.se is not None, **position), block, "se")
+            elif slot == "conv":
+                name = "conv2" if isinstance(block, Bottleneck) else "conv1"
+                conv = getattr(block, name)
+                site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
+                yield Place(site, block, name, (f"bn{name[-1]}", f"act{name[-1]}"))
+        if slot == "stage":
+            yield Place(Site(widths=(block_widths(blocks[-1])[-1],), **position), stage, "attn")
+
+
+def block_widths(block: Any) -> tuple[int, ...]:
+    convs = [block.conv1, block.conv2] + ([block.conv3] if isinstance(block, Bottleneck) else [])
+    return (convs[0].in_channels, *(conv.out_channels for conv in convs))
+
+
+FAMILY = Family(
+    network=timm_resnet.ResNet,
+    classes={
+        timm_resnet.BasicBlock: BasicBlock,
+        timm_resnet.Bottleneck: Bottleneck,
+        timm_resnet.ResNet: ResNet,
+    },
+    places=places,
+)

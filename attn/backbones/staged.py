@@ -1,0 +1,149 @@
+"""timm's interface for networks that timm lacks: a stem, stages that pass (map, state), a last module, a classifier."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from timm.layers import create_classifier
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from attn.attention import START
+from attn.backbones.family import run_stage, run_stages
+
+
+class Staged(nn.Module):
+    """Base of our own networks. A subclass builds its modules, then calls `finish`.
+
+    `stage_names` are the attributes of the stages, each an `nn.Sequential` of blocks that map (x, state) to the same.
+    `last` is the attribute of the module between the stages and the classifier; `last_is_norm`: whether `norm=True` of
+    `forward_intermediates` applies it to the last feature. `head` is the attribute of the classifier.
+    """
+
+    stage_names: tuple[str, ...]
+    last: str
+    last_is_norm = False
+    head = "fc"
+
+    feature_info: list[dict[str, Any]]
+    num_classes: int
+    num_features: int
+    grad_checkpointing: bool
+
+    def finish(self, width: int, num_classes: int, global_pool: str, drop_rate: float, **info: Any) -> None:
+        """Adds the classifier and initialises the weights.
+
+        Args:
+            width: channels that `last` gives.
+            num_classes: outputs; 0 for none.
+            global_pool: timm's name of the pooling.
+            drop_rate: dropout before the classifier.
+            info: `chs` and `reductions`, each of the stem and of every stage.
+        """
+        names = ("stem", *self.stage_names)
+        self.feature_info = [
+            {"num_chs": chs, "reduction": reduction, "module": name}
+            for chs, reduction, name in zip(info["chs"], info["reductions"], names, strict=True)
+        ]
+        self.num_features, self.num_classes, self.drop_rate = width, num_classes, drop_rate
+        self.grad_checkpointing = False
+        self.global_pool, classifier = create_classifier(width, num_classes, pool_type=global_pool)
+        self.head_hidden_size = width * self.global_pool.feat_mult()
+        self.head_drop = nn.Dropout(drop_rate)
+        setattr(self, self.head, classifier)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                init_conv(module)
+            elif isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """The first feature, [N, C, H, W]."""
+        raise NotImplementedError
+
+    def pool(self, x: Tensor) -> Tensor:
+        """What stands between the stem and the first stage."""
+        return x
+
+    def stages(self) -> list[nn.Module]:
+        return [getattr(self, name) for name in self.stage_names]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's grouping of parameters, for layer-wise learning rates."""
+        stage = r"^(?:layer|stage|blocks\.)(\d+)"
+        return {"stem": r"^(?:conv1|conv_stem|bn1)\.", "blocks": stage if coarse else stage + r"\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        return getattr(self, self.head)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        weight = next(self.parameters())
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.num_classes = num_classes
+        self.global_pool, classifier = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        setattr(self, self.head, classifier.to(weight.device, weight.dtype).train(self.training))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Index 0 is the stem, i the i-th stage."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        stages = self.stages()
+        x = self.stem(x)
+        found = [x] if 0 in take else []
+        x, state = self.pool(x), START
+        end = last if stop_early else len(stages)
+        for i, stage in enumerate(stages[:end], start=1):
+            x, state = run_stage(stage, x, state, self.grad_checkpointing)
+            if i in take:
+                found.append(getattr(self, self.last)(x) if norm and self.last_is_norm and i == len(stages) else x)
+        if intermediates_only:
+            return found
+        return (getattr(self, self.last)(x) if end == len(stages) else x), found
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Empties what features at `indices` do not need; gives the indices."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        shortened = last < len(self.stage_names)
+        for name in self.stage_names[last:]:
+            self.set_submodule(name, nn.Sequential())
+        if shortened or (prune_norm if self.last_is_norm else prune_head):
+            setattr(self, self.last, nn.Identity())
+            self.num_features = self.feature_info[last]["num_chs"]
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = run_stages(self.stages(), self.pool(self.stem(x)), self.grad_checkpointing)
+        return getattr(self, self.last)(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else getattr(self, self.head)(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def init_conv(conv: nn.Conv2d) -> None:
+    """He's initialisation by the fan-out within a group; a bias starts at 0."""
+    fan_out = conv.out_channels * math.prod(conv.kernel_size) // conv.groups
+    nn.init.normal_(conv.weight, 0.0, math.sqrt(2.0 / fan_out))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

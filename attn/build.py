@@ -1,0 +1,154 @@
+"""One model = backbone x attention: timm builds the network, then attentions are put into its slots in place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import timm
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from attn import registry
+from attn.attention import Attention, StageAttention
+from attn.backbones import families, family_of
+from attn.backbones.family import Family, Place, Slot, adopt
+
+
+def create_model(
+    backbone: str = "resnet50",
+    attention: str | Mapping[str, Any] | None = None,
+    num_classes: int = 1000,
+    *,
+    features_only: bool = False,
+    out_indices: tuple[int, ...] | None = None,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """Builds a timm network with attentions in its slots.
+
+    Args:
+        backbone: a name of `list_backbones()`, or any timm name of a supported family.
+        attention: a name of `list_attentions()`, a mapping of slots as in `configs/attention/*.yaml`, or None for the network
+            as timm ships it.
+        num_classes: outputs of the classifier; 0 for none.
+        features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps.
+        out_indices: which maps `features_only` gives; all by default.
+        timm_kwargs: passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
+            are loaded before the attentions are put in.
+
+    Returns:
+        The timm model: with attention None its keys and outputs are timm's, else only the attentions' keys are new.
+
+    Raises:
+        ValueError: an unknown name or setting, or a pairing that makes no sense; says which and why.
+    """
+    slots = registry.resolve_attention(attention)
+    label = f"backbone={backbone}" + (f" attention={attention}" if isinstance(attention, str) else "")
+    try:
+        model: Any = _timm_model(backbone, num_classes, timm_kwargs)
+        family = family_of(model)
+        if family is not None:
+            adopt(model, family.classes)
+            attach(model, family, slots)
+        elif any(slot in slots for slot in registry.SLOTS):
+            known = ", ".join(sorted(f.network.__name__ for f in families()))
+            raise ValueError(f"its network class {type(model).__name__} has no slots; supported are {known}")
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+    if features_only:
+        return FeatureGetterNet(model, out_indices=out_indices if out_indices is not None else len(model.feature_info))
+    return model
+
+
+def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
+    families()  # registers the networks that timm lacks
+    if not timm.is_model(name):
+        raise ValueError(registry.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")
+    try:
+        return timm.create_model(name, num_classes=num_classes, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"timm refuses an option: {error}") from None
+
+
+def attach(model: nn.Module, family: Family, slots: Mapping[str, Any]) -> None:
+    """Fills the slots of an adopted model. All places are found before any is filled: their widths are the backbone's own.
+
+    Raises:
+        ValueError: the family lacks the slot or setting, or the attention refuses a site.
+    """
+    if slots["sites"] not in ("all", "native"):
+        raise ValueError(f"sites={slots['sites']!r}; choose from all, native")
+    position = _choice("position", slots["position"], family.block_positions, family)
+    convs = _choice("convs", slots["convs"], family.conv_kinds, family) if family.conv_kinds else ""
+    if "conv" in slots and not convs:
+        raise ValueError(f"{family.network.__name__} has no convolution to replace (conv slot)")
+    wheres: dict[Slot, str] = {"conv": convs, "block": position, "stage": ""}
+    places = {slot: list(family.places(model, slot, where)) for slot, where in wheres.items() if slot in slots}
+    if "block" in places and slots["sites"] == "native":
+        places["block"] = [place for place in places["block"] if place.site.native]
+        if not places["block"]:
+            raise ValueError(f"{family.network.__name__} has no attention of its own (sites=native)")
+    for slot in places:
+        _fill(places[slot], family.network.__name__, slot, slots[slot])
+
+
+def _choice(key: str, value: str | None, choices: tuple[str, ...], family: Family) -> str:
+    if value is not None and value not in choices:
+        raise ValueError(f"{key}={value!r}; {family.network.__name__} has {', '.join(choices) or 'none'}")
+    return choices[0] if value is None else value
+
+
+def _fill(places: list[Place], network: str, slot: Slot, attention: partial[Attention]) -> None:
+    if not places:
+        raise ValueError(f"{network} offers no site in the {slot} slot")
+    cls: type[Attention] = attention.func  # type: ignore[assignment]
+    try:
+        placed = cls.place([place.site for place in places], **attention.keywords)
+    except TypeError as error:
+        options = ", ".join(p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "site"))
+        raise ValueError(f"{cls.__name__}: {error}; its options are: {options}") from None
+    if all(module is None for module in placed):
+        raise ValueError(f"{cls.__name__} fits no site of {network} in the {slot} slot")
+    for place, module in zip(places, placed, strict=True):
+        if module is None:
+            if place.leave is not None:
+                place.leave()
+            continue
+        if slot == "stage":
+            place.owner.add_module(place.name, StageAttention(module))
+            continue
+        if place.make_room is not None:
+            place.make_room()
+        # timm sets an absent module as a plain attribute, which would hide a registered one.
+        place.owner.__dict__.pop(place.name, None)
+        setattr(place.owner, place.name, module)
+        if module.takes_norm_act:
+            if not place.norm_act:
+                raise ValueError(f"{cls.__name__} brings its own norm and activation, which this block cannot give up")
+            for name in place.norm_act:
+                setattr(place.owner, name, nn.Identity())
+
+
+def list_attentions() -> list[str]:
+    """Names of the attentions: `configs/attention/*.yaml`."""
+    return registry.names("attention")
+
+
+def list_backbones() -> list[str]:
+    """Names of the backbones with a config; any other timm name of a supported family works too."""
+    return registry.names("backbone")
+
+
+def set_last_norm(model: nn.Module, zero: bool) -> None:
+    """Sets the weight of the last norm of every residual branch to 0 (timm's default for ResNets) or to 1 (the authors').
+
+    Blocks that have no such initialisation in timm are left alone.
+    """
+    for block in model.modules():
+        if not hasattr(block, "zero_init_last") or isinstance(block.zero_init_last, bool):
+            continue
+        norm = getattr(block, "bn3", None) or getattr(block, "bn2", None)
+        if norm is not None and getattr(norm, "weight", None) is not None:
+            nn.init.constant_(norm.weight, 0.0 if zero else 1.0)

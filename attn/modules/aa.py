@@ -1,0 +1,162 @@
+"""Attention-augmented convolution. Bello, Zoph, Vaswani, Shlens, Le, ICCV 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site
+
+
+class AA(Attention):
+    """concat(conv(x), MHA(x)): some output channels come from self-attention over all pixels (eqs. 1 to 5). For `conv` slots.
+
+    A head with query q at pixel i and key k at pixel j has the logit q_i (k_j + r^x_(jx - ix) + r^y_(jy - iy)) / sqrt(d).
+    Of the C channels, d_v = value_ratio C come from the attention, both d_v and the keys' d_k = key_ratio C floored to
+    a multiple of the heads, d_v at least one and d_k at least `min_head` channels a head. No convolution has a bias beyond
+    that of the one that is replaced. Where that one has a stride, the attention works on maps averaged 3x3 with this stride.
+
+    The logits take heads (H W)^2 values per image: at stride 8, a 224-pixel image takes 20 MB in fp32. The softmax is in fp32.
+
+    Args:
+        site: the place, with `conv`. By default `place` fills the last three stages (2 to 4 of a ResNet).
+        heads: number of heads.
+        key_ratio: d_k / C.
+        value_ratio: d_v / C.
+        min_head: least d_k of a head.
+        relative: whether there are relative position embeddings, 2 S - 1 for each of the axes on S x S maps.
+        input_size: side of the input images in pixels, which with the stride of the site gives S. Other images work too:
+            an offset beyond the table takes its last entry.
+        downsample: stages whose attention works at half the resolution (3x3 average before, bilinear interpolation behind).
+            The paper does so at the largest resolution to save memory; the sizes in the tables are without.
+
+    Raises:
+        ValueError: the site has no plain dense convolution, or a setting is impossible.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        heads: int = 8,
+        key_ratio: float = 0.2,
+        value_ratio: float = 0.1,
+        min_head: int = 20,
+        relative: bool = True,
+        input_size: int = 224,
+        downsample: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        conv = dense_conv(site, type(self).__name__)
+        if heads < 1 or min_head < 1 or input_size < 1 or key_ratio < 0 or value_ratio <= 0:
+            raise ValueError(
+                f"AA: heads={heads}, min_head={min_head}, input_size={input_size}, key_ratio={key_ratio} and "
+                f"value_ratio={value_ratio} must be positive"
+            )
+        width = conv.out_channels
+        self.heads = heads
+        self.keys = max(min_head * heads, int(key_ratio * width) // heads * heads)
+        self.values = max(heads, int(value_ratio * width) // heads * heads)
+        if self.values >= width:
+            raise ValueError(
+                f"AA: heads={heads} and value_ratio={value_ratio} leave none of {width} channels to the convolution"
+            )
+        self.stride = conv.stride[0]
+        self.halve = site.stage in downsample
+        self.conv = nn.Conv2d(
+            conv.in_channels,
+            width - self.values,
+            kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
+            stride=(conv.stride[0], conv.stride[1]),
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=(conv.dilation[0], conv.dilation[1]),
+            bias=conv.bias is not None,
+        )
+        self.qkv = nn.Conv2d(conv.in_channels, 2 * self.keys + self.values, 1, bias=False)
+        self.out = nn.Conv2d(self.values, self.values, 1, bias=False)
+        for layer in (self.conv, self.qkv, self.out):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        # One row per offset, from -(S - 1) to S - 1.
+        self.extent = -(-input_size // working_stride(site, downsample))
+        offsets, head = 2 * self.extent - 1, self.keys // heads
+        self.rows = nn.Parameter(torch.randn(offsets, head) * head**-0.5) if relative else None
+        self.columns = nn.Parameter(torch.randn(offsets, head) * head**-0.5) if relative else None
+
+    def refine(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x)
+        return self.augment(x, self.logits(q, k), v)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [N, heads, d, H', W'] on the maps that the attention works on."""
+        if self.stride > 1:
+            x = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        if self.halve:
+            x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        q, k, v = self.qkv(x).split([self.keys, self.keys, self.values], 1)
+        q = q * (self.keys // self.heads) ** -0.5
+        return q.unflatten(1, (self.heads, -1)), k.unflatten(1, (self.heads, -1)), v.unflatten(1, (self.heads, -1))
+
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        """[N, heads, d, H', W'] twice to [N, heads, H' W', H' W'], queries before keys."""
+        height, width = q.shape[3:]
+        logits = q.flatten(3).transpose(2, 3) @ k.flatten(3)
+        if self.rows is None or self.columns is None:
+            return logits
+        by_row = torch.einsum("nhdyx,ykd->nhyxk", q, self.rows[self.offsets(height, q.device)])
+        by_column = torch.einsum("nhdyx,xkd->nhyxk", q, self.columns[self.offsets(width, q.device)])
+        relative = by_row[..., :, None] + by_column[..., None, :]
+        return logits + relative.flatten(4).flatten(2, 3)
+
+    def offsets(self, length: int, device: torch.device) -> Tensor:
+        """Entry of the embedding table for a query (row) and a key (column) on an axis of `length` pixels."""
+        position = torch.arange(length, device=device)
+        return (position - position[:, None]).clamp(1 - self.extent, self.extent - 1) + self.extent - 1
+
+    def augment(self, x: Tensor, logits: Tensor, v: Tensor) -> Tensor:
+        """The convolution of x beside the values, averaged by the softmax of the logits."""
+        y = self.conv(x)
+        weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
+        attended = v.flatten(3) @ weights.transpose(2, 3)  # [N, heads, d, H' W']
+        attended = self.out(attended.flatten(1, 2).unflatten(2, v.shape[3:]))
+        if self.halve:
+            attended = F.interpolate(attended, size=y.shape[2:], mode="bilinear", align_corners=False)
+        return torch.cat((y, attended.to(y.dtype)), 1)
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        present = sorted({site.stage for site in sites})
+        return super().place(sites, stages=present[-3:] if stages is None else stages, **options)
+
+
+def dense_conv(site: Site, name: str) -> nn.Conv2d:
+    """The convolution of a `conv` site.
+
+    Raises:
+        ValueError: there is none, it has groups, or it is no plain zero-padded `nn.Conv2d` that keeps the size at stride 1.
+    """
+    conv = site.conv
+    if conv is None:
+        raise ValueError(f"{name} replaces a convolution: use it in the conv slot")
+    if conv.groups != 1:
+        raise ValueError(
+            f"{name} replaces dense convolutions, but the one at stage {site.stage} has {conv.groups} groups; "
+            "where the backbone has a choice, convs=pointwise picks dense ones"
+        )
+    kernel, dilation, padding = conv.kernel_size, conv.dilation, conv.padding
+    same = not isinstance(padding, str) and all(2 * padding[i] == dilation[i] * (kernel[i] - 1) for i in (0, 1))
+    if type(conv).forward is not nn.Conv2d.forward or conv.padding_mode != "zeros" or not same or len(set(conv.stride)) > 1:
+        raise ValueError(
+            f"{name} cannot replace {type(conv).__name__} (kernel_size={kernel}, padding={padding}, stride={conv.stride}); "
+            "it replaces an nn.Conv2d with zero padding of half the kernel and one stride"
+        )
+    return conv
+
+
+def working_stride(site: Site, downsample: Sequence[int]) -> int:
+    """Input pixels per pixel of the maps that the attention works on."""
+    return site.stride * (2 if site.stage in downsample else 1)

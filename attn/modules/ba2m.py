@@ -1,0 +1,297 @@
+"""Batch-aware attention. BA^2M: A Batch Aware Attention Module for Image Classification, arXiv 2103.15099, 2021.
+
+Three branches give each sample one scalar; the softmax of the scalars over the batch weighs the samples' feature maps. The
+module acts in training only: at inference, one image at a time, the softmax is 1, so it is the identity for every batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site
+from attn.modules.norm import MapBatchNorm, VectorBatchNorm
+
+Branch = Literal["channel", "local_spatial", "global_spatial"]
+BRANCHES: tuple[Branch, ...] = ("channel", "local_spatial", "global_spatial")
+
+
+class BA2M(Attention):
+    """Output_i = w_i x_i with w = softmax over the batch of the samples' scores (eqs. 4 to 10); identity in eval mode.
+
+    A sample's score is the mean over the channels of the elementwise maximum of its branches (eq. 9). Meant for the `stage`
+    slot ("between" in the paper, its best); the `block` slot is its "inside".
+
+    Two readings of the branches exist, since the paper's equations and its printed sizes are those of different modules:
+
+    - `equations` (eqs. 6 to 8): channel BN(FC(FC(gap x))); local BN(1x1(3x3(1x1 x))); global softmax(f g^T) h by 1x1
+      convolutions that all the C/m groups of m channels share. 4Cm + 12m^2 + 6C parameters.
+    - `fitted`: BAM's channel and spatial gates and an attention-augmented convolution of stride 2, which give every printed
+      size that can be reproduced. 9Cm + 18.25m^2 + 3C + 18.5m + 4 parameters (m even).
+
+    The literal softmax gives weights of about 1/N, which starve what follows: with it, no classifier behind the last stage
+    learns anything. By default the weights are therefore multiplied by N and the branches start at zero, so that the module
+    starts as the identity. N is the number of samples in the softmax, so batches should be of one size (`drop_last`).
+
+    With one sample in the softmax the weight is 1, in training too, and the branches get zero gradients.
+
+    Args:
+        site: the place; any [N, C, H, W].
+        reduction: R; the branches work at m = C // R channels. The paper's tables use 2 to 32, mostly 32 for CIFAR and 16 or
+            4 for ImageNet.
+        min_width: least m, for stages narrower than R * min_width.
+        variant: `equations` or `fitted`. In `equations`, m is the next divisor of C.
+        branches: any of `channel`, `local_spatial`, `global_spatial`.
+        scale: `softmax_times_n`, or the literal `softmax`.
+        zero_init: start with the last layer of every branch at zero, so that all samples weigh the same.
+        batch: `local`: softmax over this rank's samples; `global`: over those of all ranks, whatever number each has.
+        norm_global: whether a batch norm ends the global branch. Eq. 8 prints none, but the text asks for normalised scales,
+            and without it the maximum may never choose this branch again. None: a batch norm in `equations`; in `fitted`,
+            whose sizes count none, the branch's scores are only centred over the batch.
+        global_stride: pixels per step of the global branch in both directions. None: 1 in `equations`, 2 in `fitted`.
+
+    Raises:
+        ValueError: a setting is unknown or impossible.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        reduction: float = 32,
+        min_width: int = 4,
+        variant: Literal["equations", "fitted"] = "equations",
+        branches: Sequence[Branch] = BRANCHES,
+        scale: Literal["softmax_times_n", "softmax"] = "softmax_times_n",
+        zero_init: bool = True,
+        batch: Literal["local", "global"] = "local",
+        norm_global: bool | None = None,
+        global_stride: int | None = None,
+    ) -> None:
+        super().__init__()
+        _one_of("variant", variant, ("equations", "fitted"))
+        _one_of("scale", scale, ("softmax_times_n", "softmax"))
+        _one_of("batch", batch, ("local", "global"))
+        if isinstance(branches, str) or not branches or len(set(branches)) != len(branches) or set(branches) - set(BRANCHES):
+            raise ValueError(
+                f"BA2M: branches={branches!r} must be a list of one or more of {', '.join(BRANCHES)}, each once"
+            )
+        equations = variant == "equations"
+        if norm_global is None:
+            end: tuple[nn.Module, ...] = (MapBatchNorm(site.width),) if equations else (Center(),)
+        else:
+            end = (MapBatchNorm(site.width if equations else 1),) if norm_global else ()
+        global_stride = (1 if equations else 2) if global_stride is None else global_stride
+        if global_stride < 1:
+            raise ValueError(f"BA2M: global_stride={global_stride} must be 1 or more")
+        width = inner_width(site.width, reduction, min_width, divisor=equations)
+        self.times_n = scale == "softmax_times_n"
+        self.over_ranks = batch == "global"
+
+        build: dict[Branch, Callable[[], nn.Sequential]] = {
+            "channel": lambda: (channel_by_equation if equations else channel_fitted)(site.width, width),
+            "local_spatial": lambda: (local_by_equation if equations else local_fitted)(site.width, width),
+            "global_spatial": lambda: (
+                global_by_equation(width, global_stride, end)
+                if equations
+                else global_fitted(site.width, width, global_stride, end)
+            ),
+        }
+        self.branches = nn.ModuleDict({name: build[name]() for name in BRANCHES if name in branches})
+        if zero_init:
+            for branch in self.branches.values():
+                zero_last(branch)
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        widest = max(site.width for site in sites)
+        if options.get("reduction", 0) > widest:
+            raise ValueError(f"BA2M: reduction={options['reduction']} exceeds the {widest} channels of the widest site")
+        return super().place(sites, stages=stages, **options)
+
+    def refine(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * self.weights(self.scores(x)).to(x.dtype)[:, None, None, None]
+
+    def scores(self, x: Tensor) -> Tensor:
+        """One scalar per sample, [N, C, H, W] to [N], in fp32: the normalised scores of eq. 9."""
+        # amax, unlike maximum, shares the gradient among equals: branches that start at zero all learn.
+        found = torch.broadcast_tensors(*(branch(x).float() for branch in self.branches.values()))
+        return torch.stack(found).amax(0).mean(1)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Softmax over the batch, [N] to [N], times the number of samples in it unless `scale` is `softmax` (eq. 10)."""
+        log_total, samples = scores.logsumexp(0), scores.new_full((), scores.shape[0])
+        if self.over_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Two numbers per rank make the softmax over all samples, and ranks with unequal batches neither hang nor err.
+            ranks = gather(torch.stack((log_total, samples)))
+            log_total, samples = ranks[:, 0].logsumexp(0), ranks[:, 1].sum()
+        weights = (scores - log_total).exp()
+        return weights * samples if self.times_n else weights
+
+
+class SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; the gradient is the sum of what the ranks send back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def gather(x: Tensor) -> Tensor:
+    """[K] of every rank as [ranks, K], differentiable."""
+    rank = dist.get_rank()
+    return SumOverRanks.apply(F.pad(x[None], (0, 0, rank, dist.get_world_size() - 1 - rank)))
+
+
+def inner_width(channels: int, reduction: float, min_width: int, divisor: bool) -> int:
+    """m = channels // reduction, but at least `min_width` and at most `channels`; the next divisor of `channels` if asked.
+
+    Raises:
+        ValueError: `reduction` or `min_width` is below its least value.
+    """
+    if reduction < 1:
+        raise ValueError(f"BA2M: reduction={reduction} must be 1 or more; the paper uses 2 to 32")
+    if min_width < 2:
+        raise ValueError(f"BA2M: min_width={min_width} must be 2 or more")
+    width = min(max(int(channels // reduction), min_width), channels)
+    while divisor and channels % width:
+        width += 1
+    return width
+
+
+def pool() -> tuple[nn.Module, nn.Module]:
+    """[N, C, H, W] to [N, C]."""
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+
+def channel_by_equation(channels: int, width: int) -> nn.Sequential:
+    """Eq. 6, [N, C, H, W] to [N, C]. No activation is printed between the two layers."""
+    return nn.Sequential(
+        *pool(),
+        nn.Linear(channels, width, bias=False),
+        nn.Linear(width, channels, bias=False),
+        VectorBatchNorm(channels),
+    )
+
+
+def local_by_equation(channels: int, width: int) -> nn.Sequential:
+    """Eq. 7, then the average over the map: [N, C, H, W] to [N, C]."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1, bias=False),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.Conv2d(width, channels, 1, bias=False),
+        MapBatchNorm(channels),
+        *pool(),
+    )
+
+
+def global_by_equation(width: int, stride: int, end: tuple[nn.Module, ...]) -> nn.Sequential:
+    """Eq. 8, then the average over the map: [N, C, H, W] to [N, C]."""
+    return nn.Sequential(GroupAttention(width, stride), *end, *pool())
+
+
+class Center(nn.Module):
+    """Takes the mean over batch and map from each channel of [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean((0, 2, 3), keepdim=True)
+
+
+class GroupAttention(nn.Module):
+    """softmax(f g^T) h in every group of `width` channels, over the pixels; f, g, h are shared by the groups (eq. 8)."""
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.f = nn.Conv2d(width, width, 1, bias=False)
+        self.g = nn.Conv2d(width, width, 1, bias=False)
+        self.h = nn.Conv2d(width, width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        n, c, height, width = x.shape
+        groups = x.reshape(-1, self.f.in_channels, height, width)  # [N * groups, m, H, W]
+        return attend_pixels(self.f(groups), self.g(groups), self.h(groups)).reshape(n, c, height, width)
+
+
+def attend_pixels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T) v over the pixels of [N, D, H, W], unscaled, without the HW x HW matrix where a fused kernel exists."""
+    width = v.shape[1]
+    # One head; fused kernels want its width in multiples of 8, and zeros change nothing.
+    q, k, v = (F.pad(t.flatten(2).transpose(1, 2)[:, None], (0, -width % 8)) for t in (q, k, v))  # [N, 1, HW, D]
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0, :, :width].transpose(1, 2)
+
+
+def channel_fitted(channels: int, width: int) -> nn.Sequential:
+    """BAM's channel gate with a norm at its end: [N, C, H, W] to [N, C]."""
+    return nn.Sequential(
+        *pool(),
+        *(nn.Linear(channels, width), VectorBatchNorm(width), nn.ReLU(inplace=True)),
+        *(nn.Linear(width, channels), VectorBatchNorm(channels)),
+    )
+
+
+def local_fitted(channels: int, width: int) -> nn.Sequential:
+    """BAM's spatial gate, dilation 4: [N, C, H, W] to [N, 1]."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, width, 1), MapBatchNorm(width), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(width, width, 3, padding=4, dilation=4), MapBatchNorm(width), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(width, width, 3, padding=4, dilation=4), MapBatchNorm(width), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(width, 1, 1), MapBatchNorm(1)),
+        *pool(),
+    )
+
+
+def global_fitted(channels: int, width: int, stride: int, end: tuple[nn.Module, ...]) -> nn.Sequential:
+    """An attention-augmented convolution to one map: [N, C, H, W] to [N, 1]."""
+    return nn.Sequential(
+        *(AugmentedConv(channels, width, stride), MapBatchNorm(width), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(width, 1, 1), *end),
+        *pool(),
+    )
+
+
+class AugmentedConv(nn.Module):
+    """[N, C, H, W] to [N, m, H/s, W/s]: a 3x3 convolution beside one head of self-attention, half of m each.
+
+    Bello et al.: Attention Augmented Convolutional Networks, ICCV 2019. The sizes do not tell the number of heads.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.head = width // 2
+        self.conv = nn.Conv2d(channels, width - self.head, 3, stride, padding=1)
+        self.qkv = nn.Conv2d(channels, 3 * self.head, 1, stride)
+        self.out = nn.Conv2d(self.head, self.head, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        q, k, v = self.qkv(x).chunk(3, 1)
+        attended = attend_pixels(q * self.head**-0.5, k, v).reshape_as(v)
+        return torch.cat((y, self.out(attended)), 1)
+
+
+def zero_last(branch: nn.Module) -> None:
+    """Zeroes the last layer of a branch, so that it starts at 0 for every input."""
+    last = [m for m in branch.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d))][-1]
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"BA2M: {key}={value!r}; choose from {', '.join(choices)}")

@@ -1,0 +1,87 @@
+"""What to bridge: the variants of BA-Net's Table 1 (Zhao et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from attn.attention import Attention, Gate, Site, hidden_width
+from attn.modules.ba import place_where_bridged
+from attn.modules.norm import VectorBatchNorm
+
+Position = Literal["prev,conv3", "prev,end", "curr,conv1", "curr,conv2", "curr,conv1&2"]
+CONVS: dict[str, tuple[int, ...]] = {"curr,conv1": (1,), "curr,conv2": (2,), "curr,conv1&2": (1, 2)}
+
+
+class BAAblation(Gate):
+    """SE, whose squeezed descriptor is joined by those of other places: sigmoid(W relu(sum_i BN(W_i z_i))).
+
+    z_0 is the average of the map to be refined. The others are, by `position`:
+
+    - `prev,conv3`: of the previous block, the average of its last conv output, or with `vector=att` its channel weights.
+    - `prev,end`: the average of the previous block's output, behind the shortcut: this block's input.
+    - `curr,conv1`, `curr,conv2`: the average of the block's own first or second conv output. `curr,conv1&2`: both (BA).
+
+    The previous block is that of the network, across stages too. The first block of the network has none, and only its own
+    descriptor. The table is about bottlenecks; in a block of two convolutions, `curr,conv1` is BA. Blocks without the
+    convolutions of `position` are left as the backbone made them, if there are others.
+
+    Args:
+        site: the place.
+        vector: `conv` outputs or attention weights (`att`); `att` only with `prev,conv3`.
+        position: where the other descriptors come from.
+        reduction: C divided by the width of the squeezed descriptors.
+
+    Raises:
+        ValueError: a setting is unknown, the two do not go together, or no block has the convolutions.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        vector: Literal["conv", "att"] = "conv",
+        position: Position = "curr,conv1&2",
+        reduction: float = 16,
+    ) -> None:
+        super().__init__()
+        if vector not in ("conv", "att"):
+            raise ValueError(f"BA: vector={vector!r}; choose from conv, att")
+        if position not in get_args(Position):
+            raise ValueError(f"BA: position={position!r}; choose from {'; '.join(get_args(Position))}")
+        if vector == "att" and position != "prev,conv3":
+            raise ValueError(f"BA: vector=att goes with position=prev,conv3 only, not {position}")
+        self.vector, self.from_previous, self.from_input = vector, position == "prev,conv3", position == "prev,end"
+        self.convs = CONVS.get(position, ())
+        last = len(site.widths) - 1
+        if any(i >= last for i in self.convs):
+            raise ValueError(
+                f"BA: position={position} bridges convolutions before the last, but the block at stage {site.stage} has {last}"
+            )
+        hidden = hidden_width(site.width, reduction, "BA")
+        widths = [site.width, *(site.widths[i] for i in self.convs)]
+        if site.prev is not None and (self.from_previous or self.from_input):
+            widths.append(site.prev[-1] if self.from_previous else site.widths[0])
+        self.bridges = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, hidden, bias=False), VectorBatchNorm(hidden)) for width in widths
+        )
+        self.act = nn.ReLU(inplace=True)
+        self.expand = nn.Linear(hidden, site.width, bias=False)
+
+    def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Any]:
+        own = self.squeeze(feats[-1])
+        vectors = [own, *(self.squeeze(feats[i]) for i in self.convs)]
+        if len(vectors) < len(self.bridges):
+            previous = self.squeeze(feats[0]) if self.from_input else state
+            assert previous is not None, "a site with a previous one gets its vector"
+            vectors.append(previous)
+        squeezed = [bridge(z) for bridge, z in zip(self.bridges, vectors, strict=True)]
+        weights = self.expand(self.act(sum(squeezed))).sigmoid()
+        handed_on = (weights if self.vector == "att" else own) if self.from_previous else state
+        return self.scale(feats[-1], weights), handed_on
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        convs = CONVS.get(options.get("position", "curr,conv1&2"), (0,))
+        return place_where_bridged(cls, sites, stages, options, least=max(convs) + 1)

@@ -1,0 +1,36 @@
+"""Bridge attention over FcaNet's squeeze: `BA` whose descriptors are `DCT` pooled instead of averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from attn.attention import Site
+from attn.modules.ba import BA, bridged
+from attn.modules.fca import DCT, map_size
+
+
+class BAFca(BA):
+    """sigmoid(W relu(sum_i BN(W_i dct(F_i)))): the bridge of `BA`, the frequencies of `Fca`.
+
+    All conv outputs of a block are averaged to the size of the refined map first where they are larger, so that a frequency
+    means the same in each. As many parameters as `BA`.
+
+    Args:
+        site: the place; needs at least two convolutions.
+        input_size: side of the input images in pixels, as of `Fca`.
+        options: of `BA`.
+
+    Raises:
+        ValueError: as `BA` and `Fca`.
+    """
+
+    def __init__(self, site: Site, input_size: int = 224, **options: Any) -> None:
+        super().__init__(site, **options)
+        size = map_size(site, input_size)
+        self.dcts = nn.ModuleList(DCT(width, size) for width in bridged(site))
+
+    def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
+        return [dct(f) for dct, f in zip(self.dcts, feats, strict=True)]

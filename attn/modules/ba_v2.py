@@ -1,0 +1,53 @@
+"""Bridge attention with adaptive selection. Zhang et al.: BA-Net: Bridge Attention in Deep Neural Networks (v2), 2024."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn.attention import Attention, Gate, Site
+from attn.modules.ba import Base, activation, bridge_width, bridged, place_where_bridged
+from attn.modules.norm import VectorBatchNorm
+
+
+class BAv2(Gate):
+    """As `BA`, but the squeezed descriptors are combined by learned scalars, one per convolution, shared by all channels.
+
+    s_i = W_i gap(F_i); weights = sigmoid(W relu(BN(sum_i a_i s_i + b))), by the released code (`ba_resnet50_v2_1`).
+
+    Args:
+        site: the place; needs at least two convolutions. Sites with one are left as the backbone made them, if there are
+            others.
+        reduction: C (width of the refined map) divided by the width of the squeezed descriptors.
+        reduction_of: `refined`, or `input`: C is the width of the block's input.
+        act: activation between the layers, by timm's name.
+        gate: activation behind them, by timm's name.
+
+    Raises:
+        ValueError: no block has more than one convolution, or a setting is unknown.
+    """
+
+    def __init__(
+        self, site: Site, reduction: float = 16, reduction_of: Base = "refined", act: str = "relu", gate: str = "sigmoid"
+    ) -> None:
+        super().__init__()
+        widths, hidden = bridged(site), bridge_width(site, reduction, reduction_of)
+        self.bridges = nn.ModuleList(nn.Linear(width, hidden, bias=False) for width in widths)
+        self.select = nn.Linear(len(self.bridges), 1)
+        self.norm = VectorBatchNorm(hidden)
+        self.act = activation(act, "act")
+        self.expand = nn.Linear(hidden, site.width, bias=False)
+        self.gate = activation(gate, "gate")
+
+    def forward(self, feats: tuple[Tensor, ...], state: None) -> tuple[Tensor, None]:
+        squeezed = [bridge(self.squeeze(f)) for bridge, f in zip(self.bridges, feats[1:], strict=True)]
+        selected = self.select(torch.stack(squeezed, -1))[..., 0]
+        weights = self.gate(self.expand(self.act(self.norm(selected))))
+        return self.scale(feats[-1], weights), state
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        return place_where_bridged(cls, sites, stages, options)

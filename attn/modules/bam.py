@@ -1,0 +1,65 @@
+"""Bottleneck attention. Park, Woo, Lee, Kweon: BAM, BMVC 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site, hidden_width
+from attn.modules.norm import MapBatchNorm, VectorBatchNorm
+
+
+class BAM(Attention):
+    """y = x + x sigmoid(Mc(x) + Ms(x)): a channel and a spatial branch, broadcast to each other (eqs. 1 to 4).
+
+    Mc: global average, two layers with C / r between them. Ms: 1x1 convolution to C / r channels, two dilated 3x3, 1x1 to one
+    map. Eqs. 2 and 3 print one batch norm at the end of each branch; the authors' code, whose sizes the tables hold, has
+    them on the hidden layers, and so it is here.
+
+    Args:
+        site: the place; meant for the `stage` slot. By default `place` fills every stage but the last.
+        reduction: r.
+        dilation: of the two 3x3 convolutions.
+        combine: `sum`, or `product` of the branches, as in the authors' code.
+
+    Raises:
+        ValueError: a setting is unknown or impossible.
+    """
+
+    def __init__(
+        self, site: Site, reduction: float = 16, dilation: int = 4, combine: Literal["sum", "product"] = "sum"
+    ) -> None:
+        super().__init__()
+        if combine not in ("sum", "product"):
+            raise ValueError(f"BAM: combine={combine!r}; choose from sum, product")
+        if dilation < 1:
+            raise ValueError(f"BAM: dilation={dilation} must be 1 or more")
+        hidden = hidden_width(site.width, reduction, "BAM")
+        self.product = combine == "product"
+        self.channel = nn.Sequential(
+            *(nn.Linear(site.width, hidden), VectorBatchNorm(hidden), nn.ReLU(inplace=True)),
+            nn.Linear(hidden, site.width),
+        )
+        self.spatial = nn.Sequential(
+            *(nn.Conv2d(site.width, hidden, 1), MapBatchNorm(hidden), nn.ReLU(inplace=True)),
+            *dilated(hidden, dilation),
+            *dilated(hidden, dilation),
+            nn.Conv2d(hidden, 1, 1),
+        )
+
+    def refine(self, x: Tensor) -> Tensor:
+        channel, spatial = self.channel(x.mean((2, 3)))[:, :, None, None], self.spatial(x)
+        joined = channel * spatial if self.product else channel + spatial
+        return x + x * joined.sigmoid()
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        present = sorted({site.stage for site in sites})
+        return super().place(sites, stages=(present[:-1] or present) if stages is None else stages, **options)
+
+
+def dilated(width: int, dilation: int) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+    return conv, MapBatchNorm(width), nn.ReLU(inplace=True)

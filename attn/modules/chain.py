@@ -1,0 +1,76 @@
+"""Several attentions in one slot, one after the other: BAM then BA2M at the end of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site, select
+
+
+class Chain(Attention):
+    """Applies attentions in order, each to the map that the one before refined.
+
+    Args:
+        site: the place; not a `conv` slot, which holds one convolution.
+        parts: what builds each attention from a site. Each part keeps its own options, `stages` among them; where a part
+            leaves a site, the chain goes on without it.
+
+    Raises:
+        ValueError: no part, or a `conv` slot.
+    """
+
+    def __init__(self, site: Site, parts: Sequence[Callable[[Site], Attention | None]]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("Chain: parts=[] is empty; list at least one attention")
+        if site.conv is not None:
+            raise ValueError("Chain: a convolution can be replaced only once; use a chain in the block or stage slot")
+        built = [part(site) for part in parts]
+        self.length = len(built)
+        # Keyed by the place in the list, so that a part has the same name where an earlier one is absent.
+        self.parts = nn.ModuleDict({str(i): module for i, module in enumerate(built) if module is not None})
+
+    def forward(self, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+        states = [None] * self.length if state is None else list(state)
+        for key, part in self.parts.items():
+            refined, states[int(key)] = part(feats, states[int(key)])
+            feats = (*feats[:-1], refined)
+        return feats[-1], tuple(states)
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        parts = _partials(**options)
+        chosen = select(sites, stages)
+        columns = [cls_.place(chosen, **keywords) for cls_, keywords in parts]
+        rows = iter([[column[i] for column in columns] for i in range(len(chosen))])
+        placed: list[Attention | None] = []
+        for site in sites:
+            row = next(rows) if stages is None or site.stage in stages else []
+            filled = any(module is not None for module in row)
+            placed.append(cls(site, [partial(_given, module) for module in row]) if filled else None)
+        return placed
+
+
+def _given(module: Attention | None, _: Site) -> Attention | None:
+    return module
+
+
+def _partials(parts: Sequence[Any]) -> list[tuple[type[Attention], dict[str, Any]]]:
+    """Class and options of every part of a chain.
+
+    Raises:
+        ValueError: one is neither an `Attention` class nor a partial of one, or there is none.
+    """
+    if not parts:
+        raise ValueError("Chain: parts=[] is empty; list at least one attention")
+    found = []
+    for part in parts:
+        target, options = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
+        if not (isinstance(target, type) and issubclass(target, Attention)):
+            raise ValueError(f"Chain: parts holds {target!r}, which is no attention; give mappings with a _target_")
+        found.append((target, options))
+    return found

@@ -1,0 +1,150 @@
+"""Connected attention. Ma et al.: DCANet: Learning Connected Attentions for Convolutional Neural Networks, 2020.
+
+Here: the connection, the size matching, and DCA over attentions that squeeze to one descriptor (SE, GE ...). CBAM, SK and GC,
+which squeeze otherwise, have files of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attn.attention import Attention, Gate, Site, hidden_width
+
+Schema = Literal["direct", "softmax", "weighted"]
+Matching = Literal["1fc", "2fc"]
+
+
+class Connection(nn.Module):
+    """Joins this block's descriptor G with the previous block's T (section 3.2), then LayerNorm and ReLU.
+
+    With g = alpha G and t = beta T: `direct` g + t; `weighted` (g^2 + t^2) / (g + t); `softmax` the mean of g and t under
+    weights softmax(g, t). As in the released code, alpha and beta are the weights of a 1x1 convolution from two channels to
+    one, initialised as the network's convolutions are, and a bias follows the join.
+
+    The weighted schema has a pole at g = -t, which descriptors after a BatchNorm do reach. It is computed as
+    (g^2 + t^2) s / (s^2 + 1e-6), s = g + t: the same elsewhere, and finite there.
+
+    Args:
+        channels: C of the descriptors [N, C].
+        schema: how the two are joined.
+        bias: whether the join has one (in the released code: not for SE on MobileNetV2, nor for CBAM).
+
+    Raises:
+        ValueError: an unknown schema.
+    """
+
+    def __init__(self, channels: int, schema: Schema = "direct", bias: bool = True) -> None:
+        super().__init__()
+        if schema not in ("direct", "softmax", "weighted"):
+            raise ValueError(f"DCA: connection={schema!r}; choose from direct, softmax, weighted")
+        self.schema = schema
+        self.alpha_beta = nn.Parameter(torch.randn(2) * 2**0.5)
+        self.bias = nn.Parameter(torch.zeros(())) if bias else None
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, own: Tensor, previous: Tensor) -> Tensor:
+        """Joins [N, C] and [N, C] to [N, C]; the result has the type of `own`."""
+        # In the precision of the parameters: under autocast a half would lose the pole, and LayerNorm wants it anyway.
+        dtype = self.alpha_beta.dtype
+        g, t = own.to(dtype) * self.alpha_beta[0], previous.to(dtype) * self.alpha_beta[1]
+        joined = g + t
+        if self.schema == "softmax":
+            joined = t + torch.sigmoid(g - t) * (g - t)
+        elif self.schema == "weighted":
+            joined = (g * g + t * t) * joined / (joined * joined + 1e-6)
+        if self.bias is not None:
+            joined = joined + self.bias
+        return self.norm(joined).relu().to(own.dtype)
+
+
+def matcher(previous: int, channels: int, matching: Matching, reduction: float) -> nn.Sequential:
+    """Fits descriptors [N, C'] to [N, C] (section 3.3): one fully connected layer, or two with C / reduction between them.
+
+    Raises:
+        ValueError: an unknown `matching`, or `reduction` leaves no channel.
+    """
+    if matching == "1fc":
+        return nn.Sequential(nn.Linear(previous, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True))
+    hidden = matched_width(channels, matching, reduction)
+    return nn.Sequential(
+        *(nn.Linear(previous, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True)),
+        *(nn.Linear(hidden, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)),
+    )
+
+
+def matched_width(channels: int, matching: Matching, reduction: float) -> int:
+    """Width between the two layers of `2fc`, or `channels` where `1fc` has no such layer.
+
+    Raises:
+        ValueError: an unknown `matching`, or `reduction` leaves no channel.
+    """
+    if matching not in ("1fc", "2fc"):
+        raise ValueError(f"DCA: matching={matching!r}; choose from 1fc, 2fc")
+    return channels if matching == "1fc" else hidden_width(channels, reduction, "DCA size matching")
+
+
+def previous_width(site: Site, unused: bool) -> int | None:
+    """Channels that arrive from the previous site; None at the first, where nothing arrives.
+
+    With `unused`, the first site counts the channels of its block's input, as the authors' networks do.
+    """
+    if site.prev is not None:
+        return site.prev[-1]
+    return site.widths[0] if unused else None
+
+
+class DCA(Attention):
+    """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the block before.
+
+    The descriptor that the gate excites is the join of this block's and of the previous one's, scaled by that one's weights
+    (eq. 4). The chain runs through the whole network; the first block has no previous one and uses its plain gate.
+
+    Args:
+        site: the place.
+        base: builds the gate from a site.
+        connection: the schema of `Connection`.
+        matching: layers of the size matching, where the channels differ from the previous block's.
+        reduction: of the two-layer size matching.
+        bias: of the join.
+        unused: also create what the authors' networks hold but never use: the join of the first block, and a size matching
+            there if the block's own input and output differ. Needed for the printed 28.65 M of DCA-SE-ResNet-50.
+
+    Raises:
+        ValueError: `base` is no plain `Gate`, or a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        base: Callable[[Site], Attention],
+        connection: Schema = "direct",
+        matching: Matching = "2fc",
+        reduction: float = 16,
+        bias: bool = True,
+        unused: bool = False,
+    ) -> None:
+        super().__init__()
+        gate = base(site)
+        if not isinstance(gate, Gate) or type(gate).forward is not Attention.forward or type(gate).excite is Gate.excite:
+            raise ValueError(
+                f"DCA connects attentions that squeeze one map to one descriptor (se, ge_theta_minus, eca ...), not "
+                f"{type(gate).__name__}; dca_cbam, dca_sk and dca_gc are there for CBAM, SK and GC"
+            )
+        self.base = gate
+        matched_width(site.width, matching, reduction)
+        previous = previous_width(site, unused)
+        self.connect = None if previous is None else Connection(site.width, connection, bias)
+        self.match = None if previous in (None, site.width) else matcher(previous, site.width, matching, reduction)
+
+    def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        own = self.base.squeeze(feats[-1])
+        joined = own
+        if state is not None:
+            assert self.connect is not None, "a site with a previous one has a connection"
+            joined = self.connect(own, state if self.match is None else self.match(state))
+        weights = self.base.excite(joined)
+        return self.base.scale(feats[-1], weights), own * weights

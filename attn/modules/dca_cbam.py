@@ -1,0 +1,165 @@
+"""CBAM connected along the depth of the network. DCANet, Ma et al., 2020 (sections 3.4 and 4.2)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site
+from attn.modules.cbam import CBAM, ChannelAttention, SpatialAttention, scale_channels
+from attn.modules.dca import Connection, Matching, Schema, matched_width, previous_width
+from attn.modules.norm import MapBatchNorm
+
+Maps = tuple[Tensor | None, Tensor | None]
+
+
+class DCACBAM(Attention):
+    """`CBAM` whose channel and spatial attention are each connected with that of the block before.
+
+    Channel: the previous block's map after its channel attention is fitted to C channels and pooled as this block's; each pair
+    of pools is joined by one shared `Connection`. Spatial: see `SpatialConnection`. The first block is plain CBAM.
+
+    Args:
+        site: the place.
+        base: builds the `CBAM` from a site.
+        connect: which attentions are connected: channel (DCA-C), spatial (DCA-S) or both (DCA-All).
+        connection: the schema of the channel `Connection`.
+        bias: of the channel join.
+        matching: 1x1 convolutions, each with BatchNorm and ReLU, of the channel size matching.
+        reduction: of the two-layer size matching.
+        matching_bias: whether these convolutions have one, which the BatchNorm behind them cancels (the authors' ResNet-50).
+        match_on: `map` fits the whole previous map, then pools it (the authors' code, 5.40 GFLOPs with ResNet-50); `pooled`
+            pools first (4.16 GFLOPs). The parameters are the same.
+        spatial_matching: how the previous map is brought to this block's resolution: avg or max pooling.
+        zero_init: start with the weights of all spatial BatchNorms at 0, as the authors' ResNet. There a ReLU follows the one
+            of the connection: the spatial attention gets no gradient, ever. For comparison only.
+        unused: also create what the authors' networks hold but never use, in the first block.
+
+    Raises:
+        ValueError: `base` is no `CBAM` or lacks the attention to connect, or a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        base: Callable[[Site], Attention] = CBAM,
+        connect: Literal["both", "channel", "spatial"] = "both",
+        connection: Schema = "direct",
+        bias: bool = False,
+        matching: Matching = "1fc",
+        reduction: float = 16,
+        matching_bias: bool = False,
+        match_on: Literal["map", "pooled"] = "map",
+        spatial_matching: Literal["avg", "max"] = "avg",
+        zero_init: bool = False,
+        unused: bool = False,
+    ) -> None:
+        super().__init__()
+        cbam = base(site)
+        if not isinstance(cbam, CBAM):
+            raise ValueError(f"dca_cbam connects CBAM, not {type(cbam).__name__}; dca_se, dca_gc ... are there for others")
+        if connect not in ("both", "channel", "spatial"):
+            raise ValueError(f"DCA: connect={connect!r}; choose from both, channel, spatial")
+        if match_on not in ("map", "pooled"):
+            raise ValueError(f"DCA: match_on={match_on!r}; choose from map, pooled")
+        if spatial_matching not in ("avg", "max"):
+            raise ValueError(f"DCA: spatial_matching={spatial_matching!r}; choose from avg, max")
+        matched_width(site.width, matching, reduction)
+        self.connects_channel, self.connects_spatial = connect != "spatial", connect != "channel"
+        for wanted, part, name in (
+            (self.connects_channel, cbam.channel, "channel"),
+            (self.connects_spatial, cbam.spatial, "spatial"),
+        ):
+            if wanted and part is None:
+                raise ValueError(f"DCA: connect={connect!r} needs the {name} attention, which base.{name}=False leaves out")
+        self.base = cbam
+        self.match_on = match_on
+
+        self.connect = self.match = self.connect_spatial = None
+        previous = previous_width(site, unused)
+        if previous is not None and self.connects_channel:
+            self.connect = Connection(site.width, connection, bias)
+            if previous != site.width:
+                self.match = map_matcher(previous, site.width, matching, reduction, matching_bias)
+        if previous is not None and self.connects_spatial:
+            self.connect_spatial = SpatialConnection(spatial_matching)
+        if zero_init:
+            for owner in (cbam.spatial, self.connect_spatial):
+                if owner is not None:
+                    nn.init.constant_(owner.get_parameter("norm.weight"), 0.0)
+
+    def forward(self, feats: tuple[Tensor, ...], state: Maps | None) -> tuple[Tensor, Maps]:
+        x = feats[-1]
+        previous_channel, previous_spatial = (None, None) if state is None else state
+        handed_channel = handed_spatial = None
+        if self.base.channel is not None:
+            x, handed_channel = self.attend_channels(self.base.channel, x, previous_channel)
+        if self.base.spatial is not None:
+            x = self.attend_positions(self.base.spatial, x, previous_spatial)
+            handed_spatial = x if self.connects_spatial else None
+        return x, (handed_channel, handed_spatial)
+
+    def attend_channels(
+        self, attention: ChannelAttention, x: Tensor, previous: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        pooled = attention.squeeze(x)
+        if previous is not None:
+            assert self.connect is not None, "a site with a previous one has a connection"
+            if self.match is not None:
+                previous = self.match(previous)
+            earlier = attention.squeeze(previous) if self.match_on == "map" else previous.flatten(2).unbind(2)
+            pooled = [self.connect(own, p) for own, p in zip(pooled, earlier, strict=True)]
+        x = scale_channels(x, attention.excite(pooled))
+        if not self.connects_channel:
+            return x, None
+        # Pools as [N, C, 1, number of pools], so that the size matching is the same module on either.
+        return x, x if self.match_on == "map" else torch.stack(attention.squeeze(x), 2)[:, :, None]
+
+    def attend_positions(self, attention: SpatialAttention, x: Tensor, previous: Tensor | None) -> Tensor:
+        pooled = attention.squeeze(x)
+        if previous is not None:
+            assert self.connect_spatial is not None, "a site with a previous one has a spatial connection"
+            size = (x.shape[2], x.shape[3])
+            pooled = self.connect_spatial(pooled, attention.squeeze(self.connect_spatial.resize(previous, size)))
+        return x * attention.excite(pooled)
+
+
+class SpatialConnection(nn.Module):
+    """relu(BN(p1 G + p2 T)) of two maps [N, 2, H, W] (maximum and mean over channels): G this block's, T the previous one's.
+
+    p1 starts at 1 and p2 at 0, as in the authors' code.
+
+    Args:
+        pool: how `resize` brings the previous map to this block's resolution, avg or max.
+    """
+
+    def __init__(self, pool: Literal["avg", "max"]) -> None:
+        super().__init__()
+        self.pool = pool
+        self.p1 = nn.Parameter(torch.ones(()))
+        self.p2 = nn.Parameter(torch.zeros(()))
+        self.norm = MapBatchNorm(2)
+
+    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Pools [N, C, H', W'] to `size`; with an integer ratio, in windows as large as the ratio."""
+        if tuple(x.shape[2:]) == size:
+            return x
+        return F.adaptive_avg_pool2d(x, size) if self.pool == "avg" else F.adaptive_max_pool2d(x, size)
+
+    def forward(self, own: Tensor, previous: Tensor) -> Tensor:
+        return self.norm(self.p1 * own + self.p2 * previous).relu()
+
+
+def map_matcher(previous: int, channels: int, matching: Matching, reduction: float, bias: bool) -> nn.Sequential:
+    """Fits maps [N, C', H, W] to [N, C, H, W]: one 1x1 convolution, or two with C / reduction between, each with BN and ReLU."""
+    hidden = matched_width(channels, matching, reduction)
+    widths = [previous, channels] if matching == "1fc" else [previous, hidden, channels]
+    layers: list[nn.Module] = []
+    for i, o in itertools.pairwise(widths):
+        layers += [nn.Conv2d(i, o, 1, bias=bias), MapBatchNorm(o), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,68 @@
+"""Global context connected along the depth of the network. DCANet's released code (Ma et al., 2020); not in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site
+from attn.modules.dca import Matching, matched_width, previous_width
+from attn.modules.gc import GC
+
+
+class DCAGC(Attention):
+    """`GC` whose context is joined with the previous block's additive term: context + w T, with one learnable scalar w.
+
+    w starts at 0, so that a new network is a plain GC network.
+
+    Args:
+        site: the place.
+        base: builds the `GC` from a site.
+        matching: layers of the size matching, where the channels differ from the previous block's. `2fc` is Linear, LayerNorm,
+            ReLU, Linear, with nothing behind it; `1fc` is one Linear.
+        reduction: of the two-layer size matching.
+        unused: also create what the authors' network holds but never uses: the scalar of the first block, and a size matching
+            there if the block's own input and output differ.
+
+    Raises:
+        ValueError: `base` is no `GC`, or a setting is unknown.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        base: Callable[[Site], Attention] = GC,
+        matching: Matching = "2fc",
+        reduction: float = 16,
+        unused: bool = False,
+    ) -> None:
+        super().__init__()
+        gc = base(site)
+        if not isinstance(gc, GC):
+            raise ValueError(f"dca_gc connects GC, not {type(gc).__name__}; dca_se, dca_cbam ... are there for others")
+        self.base = gc
+        matched_width(site.width, matching, reduction)
+        previous = previous_width(site, unused)
+        self.weight = None if previous is None else nn.Parameter(torch.zeros(()))
+        self.match = None if previous in (None, site.width) else term_matcher(previous, site.width, matching, reduction)
+
+    def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        context = self.base.context(feats[-1])
+        if state is not None:
+            assert self.weight is not None, "a site with a previous one has a weight"
+            previous = state if self.match is None else self.match(state)
+            context = context + self.weight * previous.to(context.dtype)
+        term = self.base.transform(context)
+        return self.base.add(feats[-1], term), term
+
+
+def term_matcher(previous: int, channels: int, matching: Matching, reduction: float) -> nn.Module:
+    """Fits additive terms [N, C'] to [N, C]. Nothing bounds a term, so no norm and no ReLU follow the last layer."""
+    hidden = matched_width(channels, matching, reduction)
+    if matching == "1fc":
+        return nn.Linear(previous, channels)
+    return nn.Sequential(
+        nn.Linear(previous, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
+    )

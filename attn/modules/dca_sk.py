@@ -1,0 +1,79 @@
+"""Selective kernels connected along the depth of the network. DCANet, Ma et al., 2020 (section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site
+from attn.modules.dca import Connection, Matching, Schema, matched_width, matcher
+from attn.modules.sk import SK
+
+HandOn = Literal["descriptor", "weights"]
+
+
+class DCASK(Attention):
+    """`SK` whose branch descriptors are each joined with the previous block's; their sum gives the weights.
+
+    Args:
+        site: the place, with `conv`.
+        base: builds the `SK` from a site.
+        connection: the schema of `Connection`.
+        matching: layers of the size matching (one per branch), where the channels differ from the previous block's.
+        reduction: of the two-layer size matching.
+        bias: of the joins.
+        hand_on: what the next block gets of each branch: `descriptor` is the pooled branch under its weights, `weights` are
+            these alone (the authors' MobileNetV2).
+        unused: also create the joins of the first block, which the authors' networks hold but never use.
+
+    Raises:
+        ValueError: `base` is no `SK`, or a setting is unknown.
+    """
+
+    takes_norm_act = True
+
+    def __init__(
+        self,
+        site: Site,
+        base: Callable[[Site], Attention] = SK,
+        connection: Schema = "direct",
+        matching: Matching = "1fc",
+        reduction: float = 16,
+        bias: bool = True,
+        hand_on: HandOn = "descriptor",
+        unused: bool = False,
+    ) -> None:
+        super().__init__()
+        sk = base(site)
+        if not isinstance(sk, SK):
+            raise ValueError(f"dca_sk connects SK, not {type(sk).__name__}; dca_se, dca_cbam ... are there for others")
+        if hand_on not in ("descriptor", "weights"):
+            raise ValueError(f"DCA: hand_on={hand_on!r}; choose from descriptor, weights")
+        self.base = sk
+        self.hand_on = hand_on
+        branches = range(len(sk.branches))
+        matched_width(site.width, matching, reduction)
+        previous = None if site.prev is None else site.prev[-1]
+        self.connects = self.matches = None
+        if previous is not None or unused:
+            self.connects = nn.ModuleList(Connection(site.width, connection, bias) for _ in branches)
+        if previous not in (None, site.width):
+            self.matches = nn.ModuleList(matcher(previous, site.width, matching, reduction) for _ in branches)
+
+    def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        maps = self.base.split(feats[-1])
+        own = self.base.squeeze(maps)
+        joined = own
+        if state is not None:
+            assert self.connects is not None, "a site with a previous one has connections"
+            previous = list(state.unbind(1))
+            if self.matches is not None:
+                previous = [match(p) for match, p in zip(self.matches, previous, strict=True)]
+            pairs = zip(self.connects, own.unbind(1), previous, strict=True)
+            joined = torch.stack([connect(g, t) for connect, g, t in pairs], 1)
+        weights = self.base.excite(joined.sum(1))
+        handed = weights if self.hand_on == "weights" else own * weights
+        return self.base.select(maps, weights), handed.to(own.dtype)

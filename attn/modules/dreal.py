@@ -1,0 +1,190 @@
+"""Deep reinforced attention learning. Li, Chen: Deep Reinforced Attention Learning for Quality-Aware Visual Recognition,
+ECCV 2020, arXiv 2007.06156. Here with SE as the attention.
+
+Determined by the paper's abstract and by the sizes that BA-Net's table prints: the attentions are actors; a recurrent critic,
+shared along the depth and used in training only, scores each attention map; the reward is discrete, by the relative gain in
+the recognition that the one attention brings; critic and actors are optimised in turn; SE-ResNet-50 and -101 without biases
+grow by 0.05 M and 0.07 M.
+
+Not determined, and chosen here: the reward (1 where the true class is more probable with the attention than with its channels
+levelled to their mean, else 0), which attentions are tried (one at random per image and step), the critic's input (the map,
+one weight per channel, averaged in 64 groups), its cell (an LSTM of width 64, then one sigmoid unit), the two losses (squared
+error; minus the score) and their weights. These choices give both printed sizes, 28.12 M and 49.36 M.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site, select
+from attn.modules.se import SE
+
+
+class DREAL(SE):
+    """SE, with the recurrent critic that `objective` trains it by.
+
+    A forward pass is that of SE: the critic takes no part, and gets a gradient only from `objective`, which the training loop
+    adds to its loss (`attn.objective`). Without it, in somebody else's loop, the critic's parameters stay as they are; DDP
+    needs `find_unused_parameters=True` then.
+
+    Args:
+        site: the place; any [N, C, H, W].
+        reduction: of SE.
+        bias: of SE; BA-Net's table counts none.
+        critic_width: groups of channels that the critic sees, and width of its LSTM.
+        actor_weight: of the actors' loss.
+        critic_weight: of the critic's loss.
+        first: whether this site owns the critic; `place` finds out.
+
+    Raises:
+        ValueError: `critic_width` is not positive, or a weight is negative.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        reduction: float = 16,
+        bias: bool = True,
+        critic_width: int = 64,
+        actor_weight: float = 0.1,
+        critic_weight: float = 1.0,
+        first: bool = True,
+    ) -> None:
+        super().__init__(site, reduction, bias)
+        if critic_width < 1:
+            raise ValueError(f"DREAL: critic_width={critic_width} must be 1 or more")
+        if actor_weight < 0 or critic_weight < 0:
+            raise ValueError(f"DREAL: actor_weight={actor_weight} and critic_weight={critic_weight} must not be negative")
+        self.actor_weight, self.critic_weight = actor_weight, critic_weight
+        self.view = View(site.width, critic_width)
+        self.critic = Critic(critic_width) if first else None
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        chosen = iter(select(sites, stages))
+        placed: list[Attention | None] = []
+        for site in sites:
+            wanted = stages is None or site.stage in stages
+            first = all(module is None for module in placed)
+            placed.append(cls(next(chosen), first=first, **options) if wanted else None)
+        return placed
+
+    @staticmethod
+    def objective(model: nn.Module, images: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
+        """The loss of critic and actors for one batch, to be added to that of the classification.
+
+        A pure function of its arguments, the parameters and torch's random numbers. It costs two forward passes without
+        gradients, one to see the maps and one with an attention levelled in each image, on a private copy of the network that
+        shares its parameters; batch norms normalise by the batch as in training, and no running statistic moves. The critic's
+        loss reaches only the critic, the actors' loss only the attentions' own layers: one step on the sum is a step of each
+        in turn, but for the critic's being that of before the step.
+
+        Args:
+            model: the network, not wrapped in DDP; sites of one `place` only.
+            images: [N, 3, H, W].
+            targets: classes [N], or their probabilities [N, K].
+            logits: [N, K], what the model in training gave for the images.
+
+        Returns:
+            A scalar in fp32.
+        """
+        sites = [module for module in model.modules() if isinstance(module, DREAL)]
+        critic = sites[0].critic
+        assert critic is not None, "the first site owns the critic"
+        tried = torch.randint(len(sites), (len(images),), device=images.device)
+        descriptors, _ = observe(model, images, None)
+        _, levelled = observe(model, images, tried)
+        with torch.autocast(images.device.type, enabled=False):
+            reward = (likelihood(logits.detach(), targets) > likelihood(levelled, targets)).float()
+            maps = [site.excite(z.float()) for site, z in zip(sites, descriptors, strict=True)]
+
+            scores = critic([site.view(a.detach()) for site, a in zip(sites, maps, strict=True)])
+            critic_loss = F.mse_loss(scores.gather(1, tried[:, None])[:, 0], reward)
+
+            seen = [frozen(site.view, a) for site, a in zip(sites, maps, strict=True)]
+            actor_loss = -frozen(critic, seen).mean()
+        return sites[0].critic_weight * critic_loss + sites[0].actor_weight * actor_loss
+
+
+class View(nn.Module):
+    """An attention map as the critic sees it: [N, C] to [N, groups], the weighted mean of each group of channels."""
+
+    group: Tensor
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        part = torch.arange(channels) * groups // channels
+        members = F.one_hot(part, groups).float()
+        self.register_buffer("group", members / members.sum(0).clamp(min=1), persistent=False)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return (a * self.weight) @ self.group
+
+
+class Critic(nn.Module):
+    """Scores of the maps along the depth: a list of [N, width] to [N, sites], each in 0 to 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(width, width)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, seen: Sequence[Tensor]) -> Tensor:
+        state, scores = None, []
+        for z in seen:
+            state = self.cell(z, state)
+            scores.append(self.score(state[0]).sigmoid())
+        return torch.cat(scores, 1)
+
+
+class Probe(Attention):
+    """Stands for a site in the private copy: notes its descriptor, and levels its map where it is the one tried."""
+
+    def __init__(self, site: DREAL, index: int, tried: Tensor | None, descriptors: list[Tensor]) -> None:
+        super().__init__()
+        self.site, self.index, self.tried, self.descriptors = site, index, tried, descriptors
+
+    def refine(self, x: Tensor) -> Tensor:
+        z = self.site.squeeze(x)
+        self.descriptors.append(z)
+        weights = self.site.excite(z)
+        if self.tried is not None:
+            levelled = weights.mean(1, keepdim=True).expand_as(weights)
+            weights = torch.where((self.tried == self.index)[:, None], levelled, weights)
+        return self.site.scale(x, weights)
+
+
+@torch.no_grad()
+def observe(model: nn.Module, images: Tensor, tried: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """Descriptors [N, C] of all sites, and the logits, with the sites `tried` [N] (one per image; None: no one) levelled."""
+    # What the memo holds is not copied: the parameters. The buffers are, so that the model's own do not move.
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    descriptors: list[Tensor] = []
+    names = [name for name, module in twin.named_modules() if isinstance(module, DREAL)]
+    for index, name in enumerate(names):
+        site = twin.get_submodule(name)
+        assert isinstance(site, DREAL)
+        twin.set_submodule(name, Probe(site, index, tried, descriptors))
+    logits = twin(images)
+    return descriptors, logits
+
+
+def likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """Probability of the true class, [N]; of soft targets, its expectation."""
+    probabilities = logits.float().softmax(1)
+    if targets.ndim == 1:
+        return probabilities.gather(1, targets[:, None])[:, 0]
+    return (probabilities * targets).sum(1)
+
+
+def frozen(module: nn.Module, *inputs: Any) -> Tensor:
+    """The module's output, without a gradient to its parameters."""
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return torch.func.functional_call(module, parameters, inputs)

@@ -1,0 +1,80 @@
+"""Evolving attention on attention-augmented convolutions (EA-AANet). Wang et al.: Evolving Attention with Residual
+Convolutions, ICML 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site, select
+from attn.modules.aa import AA, working_stride
+
+
+class EA(AA):
+    """`AA` whose logits evolve from block to block: A' = (1 - mix) A + mix P, then (1 - beta) A' + beta relu(conv3x3(A')).
+
+    A are the block's own logits [N, heads, HW, HW] and P those that the previous block gave to its softmax; the convolution
+    sees them as an image of HW x HW pixels whose channels are the heads. The chain starts anew where the maps change size,
+    and there the block is a plain `AA`.
+
+    Determined by the paper and its authors' code (pkuyym/EvolvingAttention): the two equations, the 3x3 kernel with a bias,
+    ReLU, mix 0.5, beta 1, the first attended stage at half the resolution so that the chain runs on into the next. Not
+    determined: the widths of keys and values behind the printed sizes (25.8 M and 45.4 M with ResNet-50 and -101). The
+    authors' code has key_ratio 0.25, value_ratio 0.125 and min_head 1, which make a network smaller than ResNet-50; the
+    sizes are met by those of the AA paper, which are the default here. Unlike that code, no projection has a bias.
+
+    Args:
+        site: the place, with `conv`.
+        mix: share of the previous block's logits.
+        beta: share of the convolution.
+        evolves: whether a previous block's logits arrive; `place` finds out.
+        options: of `AA`; `downsample` is [2] by default.
+
+    Raises:
+        ValueError: a share is outside 0 to 1, or as `AA`.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        mix: float = 0.5,
+        beta: float = 1.0,
+        evolves: bool = False,
+        downsample: Sequence[int] = (2,),
+        **options: Any,
+    ) -> None:
+        super().__init__(site, downsample=downsample, **options)
+        for name, share in (("mix", mix), ("beta", beta)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"EA: {name}={share} must lie between 0 and 1")
+        self.mix, self.beta = mix, beta
+        self.evolution = nn.Conv2d(self.heads, self.heads, 3, padding=1) if evolves and beta > 0 else None
+        self.evolves = evolves
+
+    def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v = self.project(feats[-1])
+        logits = self.logits(q, k)
+        if self.evolves:
+            assert state is not None, "a site that evolves has a previous one"
+            logits = torch.lerp(logits, state.to(logits.dtype), self.mix)
+            if self.evolution is not None:
+                logits = (1 - self.beta) * logits + self.beta * self.evolution(logits).relu()
+        return self.augment(feats[-1], logits, v), logits
+
+    @classmethod
+    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+        present = sorted({site.stage for site in sites})
+        stages = present[-3:] if stages is None else stages
+        downsample = options.get("downsample", (2,))
+        placed: list[Attention | None] = [None] * len(sites)
+        previous = None
+        chosen = iter(select(sites, stages))
+        for i, site in enumerate(sites):
+            if site.stage in stages:
+                stride = working_stride(site, downsample)
+                placed[i] = cls(next(chosen), evolves=stride == previous, **options)
+                previous = stride
+        return placed

@@ -1,0 +1,42 @@
+"""Spatial group-wise enhance. Li, Hu, Yang: SGE, 2019, arXiv 1905.09646."""
+
+import torch
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site
+
+
+class SGE(Attention):
+    """In each group of channels, every pixel is weighed by its likeness to the group's average (eqs. 1 to 6).
+
+    c = <x, gap(x)> over the group's channels; weights = sigmoid(weight (c - mean c) / (std c + 1e-5) + bias), with one weight
+    and one bias per group, starting at 0 and 1.
+
+    Args:
+        site: the place; any [N, C, H, W].
+        groups: number of groups; must divide C.
+        unbiased: std over one less than the number of pixels, as in the authors' code; eq. 4 divides by their number.
+
+    Raises:
+        ValueError: `groups` does not divide C.
+    """
+
+    def __init__(self, site: Site, groups: int = 64, unbiased: bool = False) -> None:
+        super().__init__()
+        if groups < 1 or site.width % groups:
+            raise ValueError(
+                f"SGE: groups={groups} does not divide the {site.width} channels; choose a divisor of every width"
+            )
+        self.groups = groups
+        self.unbiased = unbiased
+        self.weight = nn.Parameter(torch.zeros(groups, 1, 1))
+        self.bias = nn.Parameter(torch.ones(groups, 1, 1))
+
+    def refine(self, x: Tensor) -> Tensor:
+        groups = x.unflatten(1, (self.groups, -1))  # [N, G, C / G, H, W]
+        likeness = (groups * groups.mean((3, 4), keepdim=True)).sum(2).float()
+        centred = likeness - likeness.mean((2, 3), keepdim=True)
+        correction = 1 if self.unbiased and x.shape[2] * x.shape[3] > 1 else 0
+        normalised = centred / (centred.std((2, 3), correction=correction, keepdim=True) + 1e-5)
+        weights = (normalised * self.weight + self.bias).sigmoid()
+        return (groups * weights[:, :, None].to(x.dtype)).flatten(1, 2)
