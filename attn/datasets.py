@@ -1,0 +1,169 @@
+"""Data sets by name: each is map-style and gives (PIL image, label), before any transformation."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from attn.config import Data
+
+
+class Arrays(Dataset):
+    """Images held in memory.
+
+    Args:
+        images: uint8 [N, H, W] or [N, H, W, 3].
+        labels: int [N].
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]).convert("RGB"), int(self.labels[index])
+
+
+class Fake(Dataset):
+    """Random images, each a function of its index."""
+
+    def __init__(self, samples: int, num_classes: int, size: int) -> None:
+        self.samples, self.num_classes, self.size = samples, num_classes, size
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        pixels = np.random.default_rng(index).integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
+        return Image.fromarray(pixels), index % self.num_classes
+
+
+class Relabelled(Dataset):
+    """A data set of torchvision or timm, whose pair is (image, label)."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.dataset[index]
+        return image.convert("RGB"), int(label)
+
+
+def load_dataset(data: Data, train: bool) -> Dataset:
+    """The training or validation images of a config.
+
+    Raises:
+        ValueError, OSError: something is missing or does not fit; the message names the path and what is expected there.
+    """
+    return SOURCES[data.source](data, train)
+
+
+def imagefolder(data: Data, train: bool) -> Dataset:
+    from attn.folder import Folder
+
+    return Folder(_root(data) / (data.train_split if train else data.val_split), data.num_classes)
+
+
+def cifar100(data: Data, train: bool) -> Dataset:
+    from torchvision.datasets import CIFAR100
+
+    root = _root(data)
+    if not (root / "cifar-100-python").is_dir():
+        raise ValueError(f"data.root={root}: no folder cifar-100-python in it (unpack cifar-100-python.tar.gz there)")
+    _expect_classes(data, 100)
+    return Relabelled(CIFAR100(str(root), train=train))
+
+
+def digits(data: Data, train: bool) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    _expect_classes(data, 10)
+    bunch = load_digits()
+    images = (bunch.images * (255 / 16)).round().astype(np.uint8)
+    rows = stratified(bunch.target, every=5, held_out=not train)
+    return Arrays(images[rows], bunch.target[rows])
+
+
+def elpv(data: Data, train: bool) -> Dataset:
+    if importlib.util.find_spec("elpv_dataset") is None:
+        raise ValueError("data=elpv needs the package elpv-dataset: pip install 'attn[elpv]' (CC BY-NC-SA)")
+    from elpv_dataset.utils import load_dataset as load_elpv
+
+    _expect_classes(data, 4)
+    images, probabilities, _ = load_elpv()
+    labels = np.rint(np.asarray(probabilities, dtype=np.float64) * 3).astype(np.int64)
+    rows = stratified(labels, every=4, held_out=not train)
+    return Arrays(np.asarray(images)[rows], labels[rows])
+
+
+def fake(data: Data, train: bool) -> Dataset:
+    return Fake(data.samples, data.num_classes, data.image_size)
+
+
+def from_timm(data: Data, train: bool) -> Dataset:
+    from timm.data import create_dataset
+
+    if not data.dataset:
+        raise ValueError(
+            "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/flowers102"
+        )
+    split = data.train_split if train else data.val_split
+    try:
+        dataset = create_dataset(data.dataset, root=data.root, split=split, is_training=train)
+    except (ImportError, AssertionError, KeyError, RuntimeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open the split {split!r}: {error}"
+        ) from error
+    if not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not be "
+            "resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
+        )
+    return Relabelled(dataset)
+
+
+SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
+    "imagefolder": imagefolder,
+    "cifar100": cifar100,
+    "digits": digits,
+    "elpv": elpv,
+    "fake": fake,
+    "timm": from_timm,
+}
+
+
+def stratified(labels: np.ndarray, every: int, held_out: bool) -> np.ndarray:
+    """Row numbers of a fixed split: of each class, every `every`-th image in order is held out."""
+    position = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        position[rows] = np.arange(len(rows))
+    out = position % every == every - 1
+    return np.flatnonzero(out if held_out else ~out)
+
+
+def _root(data: Data) -> Path:
+    if not data.root:
+        raise ValueError(f"data.root must be set for data={data.name}")
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"data.root={data.root}: no such folder; set data.root, or the environment variable of data={data.name}"
+        )
+    return root
+
+
+def _expect_classes(data: Data, present: int) -> None:
+    if data.num_classes != present:
+        raise ValueError(f"data.num_classes={data.num_classes}, but data={data.name} has {present} classes")

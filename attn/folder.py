@@ -1,0 +1,109 @@
+"""ImageNet's layout: one folder per class, images of any kind in it."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+
+class Folder(Dataset):
+    """Images in `root/CLASS/...`, classes in alphabetical order, files in alphabetical order within a class.
+
+    Every image that Pillow can read is read and converted to RGB, whatever its mode (CMYK, palette, 16 bit) and whatever
+    its extension claims; ImageNet holds a few of each, and without them it would be another data set.
+
+    Raises:
+        ValueError: `root` is missing, a class has no image, or the number of classes is not `num_classes`.
+    """
+
+    def __init__(self, root: Path, num_classes: int) -> None:
+        if not root.is_dir():
+            raise ValueError(f"{root}: no such folder; expected one folder per class in it, as {root}/n01440764/image.JPEG")
+        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        if len(self.classes) != num_classes:
+            raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}")
+        self.samples: list[tuple[str, int]] = []
+        for label, name in enumerate(self.classes):
+            files = sorted(str(f) for f in (root / name).rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+            if not files:
+                raise ValueError(f"{root / name}: no image in this class folder (extensions {', '.join(IMG_EXTENSIONS)})")
+            self.samples += [(file, label) for file in files]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.samples[index]
+        return read_rgb(path), label
+
+
+class UnreadableImage(Exception):
+    """An image file cannot be decoded; the message names the file."""
+
+
+def read_rgb(path: str) -> Image.Image:
+    """Decodes any image file to RGB; how it is to be turned by its EXIF data is ignored, as ImageNet's pipelines do.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, truncated or no image.
+        OSError: the file system fails.
+    """
+    try:
+        return decode(read_bytes(path))
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise UnreadableImage(f"{path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise UnreadableImage(f"{path}: cannot be read as an image ({error})") from error
+
+
+def read_bytes(path: str, attempts: int = 4) -> bytes:
+    """The content of a file; a network file system that stumbles gets a few seconds to recover.
+
+    Raises:
+        OSError: at once if the file is missing or not readable; else after the last attempt.
+    """
+    for attempt in range(attempts):
+        try:
+            return Path(path).read_bytes()
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except OSError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+class DecodeError(Exception):
+    """Bytes that are no image, or only a part of one."""
+
+
+def decode(content: bytes) -> Image.Image:
+    """The RGB image in a file's content.
+
+    16 bits per channel become 8 by value / 257; palettes and CMYK are converted, transparency is dropped.
+
+    Raises:
+        DecodeError: it is empty, truncated, too large (Pillow's limit against decompression bombs) or no image.
+    """
+    if not content:
+        raise DecodeError("the file is empty")
+    try:
+        # Corrupt EXIF data is common in ImageNet and harmless; a line per image and worker is not.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(content))
+            if image.mode.startswith("I"):  # Pillow itself would cut off at 255
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise DecodeError("it is of no known kind") from None
+    except Exception as error:  # a damaged file makes decoders raise nearly anything
+        raise DecodeError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
