@@ -1,0 +1,268 @@
+"""Checkpoints: plain mappings, written atomically, loaded without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn import __version__, config
+from attn.build import create_model
+from attn.config import Config
+from attn.errors import UserError
+
+FORMAT = 1
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+RESUMABLE = ("ema", "optimizer", "scaler", "step", "evaluated", "skipped_in_row", "best", "meter", "rows")
+
+
+class BadCheckpoint(UserError):
+    """A file is no checkpoint of ours, or is damaged; the message names it and says how."""
+
+
+def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
+    """Writes `last.pt`, keeps the one before as `previous.pt`, and with `best` makes it `best.pt` too.
+
+    At every moment each of them is either the old or the new checkpoint, whole: the new one is written beside them, flushed to
+    the disk, and renamed. `last.pt` comes at the end, so that a run killed in between makes the others again.
+
+    Raises:
+        OSError: the disk is full or not writable; the old checkpoints are untouched.
+    """
+    last = run_dir / LAST
+    temporary = run_dir / f"{LAST}.tmp"
+    temporary.unlink(missing_ok=True)  # never written to: it could be another name of best.pt by now
+    try:
+        with open(temporary, "wb") as file:
+            try:
+                torch.save(dict(content), file)
+            except RuntimeError as error:  # torch's own complaint about its archive may hide what the disk said
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+            file.flush()
+            os.fsync(file.fileno())
+        if best:
+            _replace_by_link(temporary, run_dir / BEST)
+        if last.exists():
+            _replace_by_link(last, run_dir / PREVIOUS)
+        os.replace(temporary, last)
+        _sync_folder(run_dir)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _replace_by_link(source: Path, target: Path) -> None:
+    """Makes `target` another name of `source`, atomically; a copy where the file system has no links."""
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint after checking it: sums of all its parts, only plain data, and the keys that every one has.
+
+    Raises:
+        BadCheckpoint: the file is missing, damaged, holds code, or is something else.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the sums: a flipped byte would load silently
+        if damaged is not None:
+            raise BadCheckpoint(f"checkpoint {path} is damaged: the sum of its part {damaged} is wrong")
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise BadCheckpoint(f"checkpoint {path}: no such file") from None
+    except IsADirectoryError:
+        raise BadCheckpoint(f"checkpoint {path} is a folder; name the file, such as {path / BEST}") from None
+    except pickle.UnpicklingError:
+        raise BadCheckpoint(
+            f"checkpoint {path} holds more than tensors and plain data; refused, nothing was executed"
+        ) from None
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise BadCheckpoint(f"checkpoint {path} cannot be read (truncated, or no checkpoint): {error}") from None
+    if not isinstance(content, dict) or "model" not in content or "config" not in content:
+        raise BadCheckpoint(f"checkpoint {path} is not one of train.py: it has no model and config in it")
+    if content.get("format", 0) > FORMAT:
+        raise BadCheckpoint(f"checkpoint {path} has format {content['format']}, newer than this version's {FORMAT}")
+    return content
+
+
+def expect_resumable(content: Mapping[str, Any], path: str | Path) -> None:
+    """Checks that a checkpoint holds all that training needs, and not only a model.
+
+    Raises:
+        BadCheckpoint: names what is missing.
+    """
+    missing = [key for key in RESUMABLE if key not in content]
+    if missing:
+        raise BadCheckpoint(
+            f"checkpoint {path} cannot be continued, it lacks {', '.join(missing)}; attn.load(PATH) may read it"
+        )
+
+
+def newest(run_dir: Path) -> tuple[Path, list[str]] | None:
+    """The newest sound checkpoint of a run, and what is wrong with newer ones; None for a fresh directory.
+
+    The damaged ones are put aside as `NAME.damaged`, so that the next save cannot put one in the place of a sound one.
+
+    Raises:
+        BadCheckpoint: there are checkpoints, but none is sound: a run must not silently start again.
+    """
+    problems: list[str] = []
+    damaged: list[Path] = []
+    for name in (LAST, PREVIOUS, BEST):
+        path = run_dir / name
+        if not path.exists():
+            continue
+        try:
+            read(path)
+        except BadCheckpoint as error:
+            problems.append(str(error))
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
+        return path, problems
+    if problems:
+        raise BadCheckpoint(
+            f"{'; '.join(problems)}; no sound checkpoint is left in {run_dir}: remove them to start again, or use another run_dir"
+        )
+    return None
+
+
+def load_config(content: Mapping[str, Any], path: str | Path) -> Config:
+    """The config that a checkpoint holds.
+
+    Raises:
+        BadCheckpoint: it does not fit this version.
+    """
+    try:
+        return config.from_dict(content["config"])
+    except UserError as error:
+        raise BadCheckpoint(f"checkpoint {path}: its config does not fit this version: {error}") from None
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Loads strictly.
+
+    Raises:
+        BadCheckpoint: keys or shapes differ; the message says how many and names some.
+    """
+    own = model.state_dict()
+    groups = {
+        "missing": [k for k in own if k not in weights],
+        "unexpected": [k for k in weights if k not in own],
+        "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
+    }
+    wrong = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in groups.items()
+        if keys
+    ]
+    if wrong:
+        raise BadCheckpoint(f"checkpoint {path} is of another architecture: keys {'; '.join(wrong)}")
+    model.load_state_dict(dict(weights))
+
+
+def load(path: str | Path, ema: bool | None = None, device: str | torch.device = "cpu") -> nn.Module:
+    """The model of a checkpoint, in eval mode.
+
+    Args:
+        path: `last.pt` or `best.pt` of a run.
+        ema: the averaged weights; by default where the checkpoint holds them.
+        device: where to put it.
+
+    Raises:
+        BadCheckpoint: the file is damaged, or not one of `train.py`.
+    """
+    content = read(path, device)
+    model = build(load_config(content, path))
+    load_weights(model, pick_weights(content, ema, path), path)
+    return model.to(device).eval()
+
+
+def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path) -> Mapping[str, Tensor]:
+    """The averaged weights of a checkpoint, or the raw ones.
+
+    Raises:
+        BadCheckpoint: averaged weights are asked for and absent.
+    """
+    averaged = content.get("ema")
+    if ema and averaged is None:
+        raise BadCheckpoint(f"checkpoint {path} has no averaged weights (schedule.ema_decay was off)")
+    return averaged if averaged is not None and ema is not False else content["model"]
+
+
+def build(cfg: Config, pretrained: bool = False) -> nn.Module:
+    """The model of a config.
+
+    Raises:
+        UserError: backbone and attention do not fit.
+    """
+    options = dict(cfg.backbone)
+    try:
+        return create_model(options.pop("name"), cfg.attention, cfg.data.num_classes, pretrained=pretrained, **options)
+    except ValueError as error:
+        raise UserError(f"attention={cfg.attention_name} {error}") from error
+
+
+def non_finite(state: Mapping[str, Any]) -> str | None:
+    """The name of a tensor of a state dict that holds a NaN or an infinity, or None."""
+    for name, value in _tensors(state, ""):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return None
+
+
+def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+    elif isinstance(node, Mapping):
+        for key, child in node.items():
+            yield from _tensors(child, f"{name}.{key}" if name else str(key))
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what computed a run, and the git revision of a checkout (with + behind it if files were changed)."""
+    import timm
+    import torchvision
+
+    found = {
+        "attn": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+    }
+    return {**{name: str(version) for name, version in found.items()}, "git": _git_revision()}
+
+
+def _git_revision() -> str:
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--match="]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

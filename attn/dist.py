@@ -1,0 +1,141 @@
+"""Ranks: who this process is, the few collectives that training needs, and who is missing when one of them fails."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from attn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them, and the device that it computes on.
+
+    `store` is what the ranks found each other by; it works where collectives fail because a rank is gone.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    store: dist.Store | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place, on this rank's device."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One object of every rank, in their order."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def announce(self, failure: str) -> None:
+        """Tells the other ranks what failed on this one; it may leave then."""
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):  # the process that holds the store may be gone
+                self.store.set(f"failure/{self.rank}", failure)
+
+    def roll_call(self, patience: float = 5.0) -> str:
+        """Which ranks failed, and how; for a rank that finds by a failed collective that another one is gone.
+
+        Args:
+            patience: seconds to wait for those that only noticed it too.
+
+        Returns:
+            What `announce` told on other ranks, and the ranks that do not answer.
+        """
+        assert self.store is not None
+        told = {self.rank: ""}
+        with contextlib.suppress(RuntimeError):
+            self.store.set_timeout(timedelta(seconds=patience))
+            self.store.set(f"failure/{self.rank}", "")
+            end = time.monotonic() + patience
+            while len(told) < self.world and time.monotonic() < end:
+                for rank in range(self.world):
+                    if rank not in told and self.store.check([f"failure/{rank}"]):
+                        told[rank] = self.store.get(f"failure/{rank}").decode()
+                time.sleep(0.05)
+        causes = [f"rank {rank}: {text}" for rank, text in sorted(told.items()) if text]
+        silent = [str(rank) for rank in range(self.world) if rank not in told]
+        if silent:
+            causes.append(f"rank {', '.join(silent)} ended, or does not answer")
+        return "; ".join(causes) or "the connection between the ranks broke, though all answer"
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device by its config name: auto, cpu or cuda.
+
+    Raises:
+        UserError: CUDA is asked for and absent, or there are fewer GPUs than ranks.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no CUDA device here; use device=cpu or device=auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {local_rank} of this node has no GPU of its own ({torch.cuda.device_count()} here): "
+            "start as many processes as there are GPUs (torchrun --nproc-per-node)"
+        )
+    return torch.device("cuda", local_rank)
+
+
+_LAUNCHES = itertools.count()  # a sweep launches several runs in one process, one after the other
+
+
+@contextlib.contextmanager
+def launch(device: str, timeout: float) -> Iterator[Ranks]:
+    """Joins the process group that torchrun announces (gloo on the CPU, NCCL on GPUs), and leaves it at the end.
+
+    Args:
+        device: auto, cpu or cuda.
+        timeout: seconds after which a silent rank is given up.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    where = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if world == 1:
+        yield Ranks(0, 1, where)
+        return
+    limit = timedelta(seconds=timeout)
+    store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=limit))
+    store.set_timeout(limit)
+    # torchrun keeps its store when it restarts the ranks: without a name of their own, they would meet the keys of the dead
+    # ones. Several nodes do not count restarts alike; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else ""
+    store = dist.PrefixStore(f"attempt{attempt}/launch{next(_LAUNCHES)}", store)
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world, timeout=limit)
+    # DDP's reducer holds the group too. Were it the last one to let go, gloo's threads would be joined under Python's lock,
+    # for which one of them may wait to free a tensor: about 1 run of 50 hung at its very end. So the group is never freed.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    try:
+        yield Ranks(rank, world, where, dist.PrefixStore("attn", store))
+    finally:
+        dist.destroy_process_group()

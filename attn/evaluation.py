@@ -1,0 +1,103 @@
+"""The job of eval.py: a checkpoint's scores, printed and saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from attn import checkpoint, config, log
+from attn.checkpoint import BadCheckpoint
+from attn.config import Config
+from attn.data import evaluation_data
+from attn.dist import launch
+from attn.errors import UserError, as_user_errors
+from attn.evaluate import Scores, evaluate
+from attn.run import write_atomically
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate; see configs/eval.yaml."""
+
+    checkpoint: str
+    weights: str = "auto"
+    batch_size: int | None = None
+    device: str = "auto"
+    output: str | None = None
+    dist_timeout: float = 600.0
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, composed: DictConfig) -> Request:
+        """From the composed config.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        assert isinstance(raw, dict)
+        request = cls(**{str(key): value for key, value in raw.items()})
+        if request.weights not in ("auto", "ema", "raw"):
+            raise UserError(f"weights={request.weights}: choose from auto, ema, raw")
+        if request.batch_size is not None and not (isinstance(request.batch_size, int) and request.batch_size > 0):
+            raise UserError(f"batch_size={request.batch_size}: must be a whole number greater than 0")
+        return request
+
+
+def run(request: Request) -> Scores:
+    """Evaluates on all ranks; the first prints and saves.
+
+    Raises:
+        UserError: checkpoint or data are missing or do not fit.
+    """
+    path = Path(request.checkpoint)
+    content = checkpoint.read(path)
+    cfg = _with_data(checkpoint.load_config(content, path), request.data)
+    ema = {"auto": None, "ema": True, "raw": False}[request.weights]
+    weights = checkpoint.pick_weights(content, ema, path)
+    used = "ema" if weights is content["ema"] else "raw"
+    with launch(request.device, request.dist_timeout) as ranks:
+        with as_user_errors():
+            data = evaluation_data(cfg.data)
+        model = checkpoint.build(cfg)
+        checkpoint.load_weights(model, weights, path)
+        layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
+        share = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
+        scores = evaluate(model, data, ranks, share, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
+        if ranks.first:
+            _report(request, cfg, path, scores, used, content["step"])
+    return scores
+
+
+def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
+    mapping = config.to_dict(cfg)
+    mapping["data"] |= {key: value for key, value in overrides.items() if value is not None}
+    changed = config.from_dict(mapping)
+    if changed.data.num_classes != cfg.data.num_classes:
+        raise BadCheckpoint(
+            f"data={changed.data.name} has {changed.data.num_classes} classes, the checkpoint was trained on "
+            f"{cfg.data.num_classes} ({cfg.data.name})"
+        )
+    return changed
+
+
+def _report(request: Request, cfg: Config, path: Path, scores: Scores, weights: str, step: int) -> None:
+    log.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {weights} weights, step {step}")
+    log.say(
+        f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
+    )
+    output = Path(request.output) if request.output else path.with_name(f"eval-{path.stem}.json")
+    row = {"checkpoint": str(path), "weights": weights, "step": step, "data": cfg.data.name, **scores.row()}
+    row |= {"images": scores.count, "correct1": scores.correct1, "correct5": scores.correct5}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, json.dumps(row, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error.strerror}") from None
+    log.say(f"saved {output}")

@@ -1,0 +1,21 @@
+"""Evaluates a checkpoint of train.py: `python eval.py checkpoint=runs/resnet50-ba-digits/seed0/best.pt`.
+
+The model and the data are those of the checkpoint's own config; `data=...` and `data.KEY=...` override the latter.
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from attn import cli
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+def main(composed: DictConfig) -> None:
+    with cli.one_line_errors():
+        from attn import evaluation  # torch and timm take seconds to import; --help and --cfg do without them
+
+        evaluation.run(evaluation.Request.parse(composed))
+
+
+if __name__ == "__main__":
+    cli.run(main, "eval")

@@ -1,0 +1,22 @@
+"""Trains a backbone with an attention: `python train.py attention=ba backbone=resnet50 data.root=/data/imagenet`.
+
+`python train.py --help` lists all groups and keys; `torchrun --nproc-per-node=8 train.py ...` trains on many GPUs.
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from attn import cli, config
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(composed: DictConfig) -> None:
+    with cli.one_line_errors():
+        parsed = config.parse(composed)
+        from attn import loop  # torch and timm take seconds to import; --help and --cfg do without them
+
+        loop.train(parsed)
+
+
+if __name__ == "__main__":
+    cli.run(main, "train")
