@@ -1,0 +1,73 @@
+"""Builds every row of the papers' tables, and prints what was printed beside what is measured here.
+
+    python scripts/tables.py --paper dcanet --table 1
+    python scripts/tables.py --format json
+    python scripts/tables.py --runs runs
+
+Exits with 1 if a row that should agree with its paper does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from attn import flops, tables
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def detector_counter() -> Callable[[tables.Build], int] | None:
+    """Gives the trainable parameters of a detection row's config; None without MMDetection."""
+    sys.path.insert(0, str(ROOT))  # `detection` is no installed package
+    try:
+        from mmdet.registry import MODELS
+        from mmengine.config import Config
+        from mmengine.registry import init_default_scope
+
+        import detection  # noqa: F401
+    except ImportError:
+        return None
+    init_default_scope("mmdet")
+
+    def count(build: tables.Build) -> int:
+        cfg = Config.fromfile(str(ROOT / "detection" / "configs" / f"{build.detector}.py"))
+        cfg.model.backbone.init_cfg = None
+        with torch.device("meta"):
+            return flops.parameters(MODELS.build(cfg.model))
+
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--paper", choices=tables.papers())
+    parser.add_argument("--table", help="as the paper numbers it: 1, 2e, XII")
+    parser.add_argument("--computed", action="store_true", help="sizes that follow from released code alone (BA-Net v2)")
+    parser.add_argument("--format", choices=("text", "md", "json"), default="text")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="also show the accuracy that runs below DIR reached")
+    args = parser.parse_args()
+    if args.runs is not None and not args.runs.is_dir():
+        parser.error(f"--runs {args.runs}: no such directory")
+    try:
+        rows = tables.load_computed() if args.computed else tables.load_rows(args.paper, args.table)
+    except ValueError as error:
+        parser.error(str(error))
+    runs = None if args.runs is None else tables.find_runs(args.runs)
+    results = tables.evaluate(rows, detector_counter(), runs)
+    show = {"text": tables.as_text, "md": tables.as_markdown, "json": tables.as_json}[args.format]
+    with contextlib.suppress(BrokenPipeError):  # the reader may have seen enough, as in `| head`
+        print(show(results), flush=True)
+    wrong = [result.row.id for result in results if result.verdict == tables.WRONG]
+    if wrong:
+        print(f"error: {len(wrong)} rows do not agree with their papers: {', '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
