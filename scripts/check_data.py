@@ -1,0 +1,111 @@
+"""Reads every image below a folder as training does, and tells which cannot be read: `python scripts/check_data.py ROOT`.
+
+Only ever reads. Exit code 0: all are readable; 1: some are not; 2: there is nothing to check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
+
+from attn.folder import DecodeError, decode, read_bytes
+
+JPEG_NAMES = (".jpg", ".jpeg")
+ORIENTATION = 274  # EXIF tag
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one file is: why it cannot be read, or what is unusual about it."""
+
+    problem: str | None
+    kinds: tuple[str, ...] = ()
+
+
+def examine(path: str) -> Finding:
+    """Decodes a file fully; unusual kinds are readable, and only counted."""
+    try:
+        content = read_bytes(path)
+        decode(content)
+    except DecodeError as error:
+        return Finding(str(error))
+    except OSError as error:
+        return Finding(error.strerror or str(error))
+    suffix = Path(path).suffix
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Image.open(io.BytesIO(content)) as image:
+            kinds = [] if image.mode == "RGB" else [f"mode {image.mode}, converted to RGB"]
+            if image.format != "JPEG" and suffix.lower() in JPEG_NAMES:
+                kinds.append(f"named {suffix}, but {image.format}")
+            if min(image.size) < 16:
+                kinds.append("a side below 16 pixels")
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                kinds.append("turned by its EXIF data, which training ignores")
+    if caught:
+        kinds.append("with damaged metadata")
+    return Finding(None, tuple(kinds))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="a folder; all image files below it are read")
+    parser.add_argument("--workers", type=int, default=4, help="processes (default 4); 0: none but this one")
+    parser.add_argument("--limit", type=int, default=100, help="unreadable files to name (default 100)")
+    options = parser.parse_args()
+    if not options.root.is_dir():
+        print(f"error: {options.root}: no such folder", file=sys.stderr)
+        return 2
+    files = sorted(str(path) for path in options.root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not files:
+        print(f"error: {options.root}: no image file below it ({', '.join(IMG_EXTENSIONS)})", file=sys.stderr)
+        return 2
+
+    kinds: Counter[str] = Counter()
+    unreadable = 0
+    bar = tqdm(total=len(files), unit="images", disable=not sys.stderr.isatty())
+    if options.workers:
+        with ProcessPoolExecutor(options.workers) as pool:
+            findings = pool.map(examine, files, chunksize=32)
+            unreadable = report(files, findings, kinds, options.limit, bar)
+    else:
+        unreadable = report(files, map(examine, files), kinds, options.limit, bar)
+    bar.close()
+    for kind, count in kinds.most_common():
+        print(f"{count:8d} {kind}")
+    if unreadable:
+        print(
+            f"{unreadable} of {len(files)} images cannot be read: mend or remove them, or train with data.on_error=replace"
+        )
+        return 1
+    print(f"{len(files)} images, all readable")
+    return 0
+
+
+def report(files: list[str], findings: Iterable[Finding], kinds: Counter[str], limit: int, bar: tqdm) -> int:
+    """Prints unreadable files as they are found, counts the kinds of the others; returns how many are unreadable."""
+    unreadable = 0
+    for path, finding in zip(files, findings, strict=True):
+        bar.update()
+        kinds.update(finding.kinds)
+        if finding.problem is not None:
+            unreadable += 1
+            if unreadable <= limit:
+                bar.clear()
+                print(f"{path}: {finding.problem}", flush=True)
+    return unreadable
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Runs of the training loop as processes of their own, with a fault in them, in a second each.
+
+A fork server imports torch once; every rank is forked from it, in a session of its own like torchrun's workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from attn import cli, config, run
+from attn.config import Config
+from attn.registry import config_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+Fault = Callable[[], None]
+
+# Eight images a step, three steps an epoch; a net of a few thousand weights with BatchNorm.
+TINY = ["data=fake", "data.num_classes=8", "data.samples=24", "data.image_size=32", "data.test_resize=32", "data.workers=0"]
+TINY += ["schedule.batch_size=8", "schedule.epochs=2", "schedule.lr=0.05", "logger=none", "log_every=1", "device=cpu"]
+TINY += ["backbone=resnet18", "backbone.name=resnet10t", "+backbone.channels=[8,12,16,24]", "+backbone.stem_width=8"]
+TINY += ["attention=eca"]
+# Everything that draws random numbers or keeps something between two steps.
+RICH = [*TINY, "attention=ba", "attention.block.reduction=4", "+backbone.drop_path_rate=0.2", "+backbone.drop_rate=0.2"]
+RICH += ["schedule.mixup=0.4", "schedule.cutmix=1.0", "schedule.ema_decay=0.9", "schedule.amp=bf16", "schedule.accumulate=2"]
+RICH += ["schedule.clip_grad=1.0", "schedule.label_smoothing=0.1", "schedule.optimizer=adamw", "schedule.lr=0.01"]
+RICH += ["data.crop=random_resized", "data.random_erasing=0.3", "data.color_jitter=0.2", "data.workers=2"]
+PER_EPOCH, STEPS = 3, 6
+
+
+def compose_config(overrides: Sequence[str], run_dir: Path) -> Config:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        chosen = [o for o in overrides if o.startswith("attention=")][-1].partition("=")[2]
+        return config.parse(compose("train", [*overrides, f"run_dir={run_dir}", f"attention_name={chosen}"]))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _context() -> Any:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["attn.loop", "attn.evaluation"])
+    return context
+
+
+def _rank(cfg: Config, rank: int, world: int, port: int, faults: Sequence[Fault], output: str, env: dict[str, str]) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
+    os.setsid()
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(env)
+    for name in [name for name, value in env.items() if not value]:
+        del os.environ[name]
+    if world > 1:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in places.items()})
+    from attn import loop
+
+    for fault in faults:
+        fault()
+    with cli.one_line_errors():
+        loop.train(cfg)
+    sys.stdout.flush()
+
+
+class Run:
+    """A run under way. `faults` are called in a rank's process before it starts, for all ranks or by rank."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *overrides: str,
+        base: Sequence[str] = TINY,
+        ranks: int = 1,
+        faults: Sequence[Fault] | dict[int, Sequence[Fault]] = (),
+        env: dict[str, str] | None = None,
+    ) -> None:
+        cfg = compose_config([*base, *overrides], run_dir)
+        context, port, self.run_dir = _context(), free_port(), run_dir
+        outputs = Path(tempfile.mkdtemp(prefix="fault-"))
+        outputs.chmod(0o755)
+        self.outputs = [outputs / f"rank{rank}.txt" for rank in range(ranks)]
+        self.processes: list[BaseProcess] = []
+        for rank in range(ranks):
+            own = faults.get(rank, ()) if isinstance(faults, dict) else faults
+            arguments = (cfg, rank, ranks, port, tuple(own), str(self.outputs[rank]), env or {})
+            process = context.Process(target=_rank, args=arguments)
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, timeout: float = 120) -> list[int]:
+        """The exit codes, negative for a signal; no process of the run is left behind."""
+        end = time.monotonic() + timeout
+        try:
+            for process in self.processes:
+                process.join(max(0, end - time.monotonic()))
+                assert process.exitcode is not None, f"still running after {timeout} s:\n{self.text}"
+        finally:
+            self.kill()
+        return [int(process.exitcode or 0) for process in self.processes]
+
+    def kill(self) -> None:
+        """SIGKILL to the main processes, not to their loader processes: those have to notice."""
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(int(process.pid or 0), signal.SIGKILL)
+
+    def signal(self, number: int, rank: int = 0) -> None:
+        """To a rank and its loader processes, as torchrun and SLURM do."""
+        os.killpg(int(self.processes[rank].pid or 0), number)
+
+    def wait_for(self, text: str, timeout: float = 60) -> None:
+        """Until the output has a text in it."""
+        end = time.monotonic() + timeout
+        while text not in self.text:
+            assert time.monotonic() < end, f"no {text!r} after {timeout} s:\n{self.text}"
+            time.sleep(0.01)
+
+    @property
+    def text(self) -> str:
+        return "".join(path.read_text() for path in self.outputs if path.exists())
+
+    def leftovers(self, timeout: float = 20) -> list[int]:
+        """Processes of the ranks' sessions that still live after a while."""
+        end = time.monotonic() + timeout
+        sessions = {process.pid for process in self.processes}
+        while (left := [pid for pid in _living() if _session(pid) in sessions]) and time.monotonic() < end:
+            time.sleep(0.1)
+        return left
+
+
+def _living() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _session(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return -1
+    return -1 if fields[0] == "Z" else int(fields[3])
+
+
+def finished(run_dir: Path, *overrides: str, **options: Any) -> Run:
+    """A run to its good end."""
+    done = Run(run_dir, *overrides, **options)
+    codes = done.wait()
+    assert set(codes) == {0}, done.text
+    assert (run_dir / run.DONE).exists()
+    return done
+
+
+def fingerprint(run_dir: Path, name: str = "last.pt") -> str:
+    """SHA-256 of weights, averaged weights, optimizer, scaler, best, and all metrics but the speed."""
+    from attn import checkpoint
+
+    content = checkpoint.read(run_dir / name)
+    sums = hashlib.sha256()
+
+    def add(node: Any, path: str) -> None:
+        if isinstance(node, dict):
+            for key in sorted(node, key=str):
+                add(node[key], f"{path}/{key}")
+        elif isinstance(node, (list, tuple)):
+            for index, child in enumerate(node):
+                add(child, f"{path}/{index}")
+        elif hasattr(node, "numpy"):
+            sums.update(path.encode() + node.contiguous().numpy().tobytes())
+        else:
+            sums.update(f"{path}={node!r}".encode())
+
+    keys = ("model", "ema", "optimizer", "scaler", "step", "evaluated", "best", "meter")
+    add({key: content[key] for key in keys}, "")
+    add([{k: v for k, v in row.items() if k != "images_per_second"} for row in run.read_metrics(run_dir)], "metrics")
+    return sums.hexdigest()

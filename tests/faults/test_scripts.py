@@ -1,0 +1,132 @@
+"""The command lines around runs: comparison, kill test, scaling."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fault_harness import ROOT, TINY, compose_config, finished
+
+import attn
+from attn import run
+
+
+def script(name: str, *arguments: object, timeout: float = 550) -> subprocess.CompletedProcess:
+    command = [sys.executable, f"scripts/{name}.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def recorded(folder: Path, top1: list[float], *overrides: str, done: bool = True) -> Path:
+    """A run folder as training leaves it, with these scores."""
+    folder.mkdir(parents=True)
+    run.write_config(folder, compose_config([*TINY, f"schedule.epochs={len(top1) + (not done)}", *overrides], folder))
+    run.append_metrics(folder, [{"epoch": i + 1, "step": 3 * (i + 1), "val_top1": v} for i, v in enumerate(top1)])
+    if done:
+        (folder / run.DONE).touch()
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """What `-m attention=none,se seed=0,1,2` leaves, and an unfinished run."""
+    top = tmp_path / "runs"
+    for seed, scores in enumerate(([50, 61, 60], [50, 62, 62], [50, 66, 64])):
+        recorded(top / f"none/seed{seed}", scores, "attention=none", f"seed={seed}")
+    for seed, scores in enumerate(([60, 70, 71], [60, 72, 70], [60, 70, 69])):
+        recorded(top / f"se/seed{seed}", scores, "attention=se", "attention.block.reduction=4", f"seed={seed}")
+    recorded(
+        top / "se/seed3", [10.0], "attention=se", "attention.block.reduction=4", "schedule.epochs=3", "seed=3", done=False
+    )
+    return top
+
+
+def test_compare_gives_mean_and_spread_over_seeds(runs: Path) -> None:
+    result = script("compare", runs, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    none, se = json.loads(result.stdout)
+    assert (none["attention"], se["attention"]) == ("none", "se")
+    assert se["last"] == {"mean": 70.0, "std": 1.0, "values": [71, 70, 69]}
+    assert none["last"]["std"] == pytest.approx(statistics.stdev([60, 62, 64]))
+    assert none["best"]["values"] == [61, 62, 66]
+    assert none["gain"] is None
+    assert se["gain"] == pytest.approx(8.0)
+    assert (se["seeds"], se["unfinished"]) == ([0, 1, 2], 1)
+    plain = attn.create_model("resnet10t", None, 8, channels=[8, 12, 16, 24], stem_width=8)
+    assert none["parameters"] == sum(p.numel() for p in plain.parameters())
+    assert se["parameters"] > none["parameters"]
+
+
+def test_compare_as_text_markdown_and_picture(runs: Path, tmp_path: Path) -> None:
+    text = script("compare", runs, "--picture", tmp_path / "compare.png").stdout
+    line = next(line for line in text.splitlines() if " se " in line)
+    assert line.split() == [
+        "fake",
+        "resnet10t",
+        "se",
+        "0.02",
+        "3",
+        "(+1",
+        "unfinished)",
+        "71.00",
+        "±",
+        "1.00",
+        *["70.00", "±", "1.00", "+8.00"],
+    ]
+    assert (tmp_path / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    markdown = script("compare", runs, "--format", "md").stdout.splitlines()
+    assert markdown[1] == "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    assert len(markdown) == 4
+
+
+def test_compare_tells_apart_what_differs_in_more_than_the_seed(runs: Path) -> None:
+    recorded(runs / "other", [1, 2, 80], "attention=se", "attention.block.reduction=8")
+    rows = json.loads(script("compare", runs, "--format", "json").stdout)
+    assert sorted(row["variant"] for row in rows) == ["", "attention.block.reduction=4", "attention.block.reduction=8"]
+
+
+def test_compare_without_runs(tmp_path: Path) -> None:
+    for folder, message in ((tmp_path, "no run with an evaluated epoch"), (tmp_path / "nowhere", "no such folder")):
+        result = script("compare", folder)
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_compare_reads_what_training_writes(tmp_path: Path) -> None:
+    finished(tmp_path / "runs/seed0")
+    finished(tmp_path / "runs/seed1", "seed=1")
+    (row,) = json.loads(script("compare", tmp_path / "runs", "--format", "json").stdout)
+    last = [run.read_metrics(tmp_path / f"runs/seed{seed}")[-1]["val_top1"] for seed in (0, 1)]
+    assert row["last"]["values"] == last
+    assert row["seeds"] == [0, 1]
+
+
+def test_scaling_measures_every_number_of_ranks() -> None:
+    options = [
+        "--ranks",
+        "1",
+        "--batch",
+        "4",
+        "--steps",
+        "2",
+        "--",
+        *(o for o in TINY if not o.startswith(("data=", "schedule.b"))),
+    ]
+    options = [o for o in options if not o.startswith(("data.samples", "schedule.epochs"))]
+    result = script("scaling", *options)
+    assert result.returncode == 0, result.stderr
+    header, line = result.stdout.splitlines()
+    assert header.split() == ["ranks", "images/s", "per", "rank", "efficiency"]
+    ranks, speed, per_rank, efficiency = line.split()
+    assert (ranks, per_rank, efficiency) == ("1", speed, "100.0%")
+    assert float(speed) > 0
+
+
+def test_the_kill_test_kills_and_compares() -> None:
+    result = script("killtest", "--times", 1, "--", "schedule.epochs=1", "schedule.batch_size=256")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("1 of 1 equal to the uninterrupted run\n")
