@@ -1,0 +1,134 @@
+"""What `train.py` and `test.py` share: the command line of MMDetection's tools, and one line for whatever is mistyped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+from attn.errors import UserError
+from attn.registry import unknown
+from detection.count import CONFIGS
+from detection.weights import read_detector
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that training and testing have in common, named as in MMDetection's tools."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("config", help="path of a config, or a name in detection/configs such as ba_net_faster_rcnn")
+    made.add_argument("--work-dir", help="where logs and checkpoints go; by default work_dirs/ and the config's name")
+    made.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="overrides of the config, such as model.backbone.attention=ba",
+    )
+    made.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], help="pytorch under torchrun by default")
+    made.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return made
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls `main`; a `UserError` ends the process with one line and its exit code, on rank 0 only."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def load(args: argparse.Namespace) -> Config:
+    """The config of a command: file, overrides, launcher and work directory.
+
+    Raises:
+        UserError: the file does not exist, or an override does not fit it.
+    """
+    path = find(args.config)
+    try:
+        cfg = Config.fromfile(str(path))
+    except Exception as error:  # a config is a program: anything may come
+        raise UserError(f"config {path}: {type(error).__name__}: {error}") from error
+    base = names(cfg)
+    merge(cfg, args.cfg_options)
+    # As MMDetection's tools do, for what else reads this variable.
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg.launcher = args.launcher or ("pytorch" if "TORCHELASTIC_RUN_ID" in os.environ else "none")
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        # Two pairings of one recipe must not share a directory.
+        changed = [new for new, old in zip(names(cfg), base, strict=True) if new != old]
+        cfg.work_dir = str(Path("work_dirs") / "-".join([path.stem, *changed]))
+    return cfg
+
+
+def find(config: str) -> Path:
+    """The file of a config, given as a path or as a name in `detection/configs` or its `rows`.
+
+    Raises:
+        UserError: there is none; proposes the nearest names.
+    """
+    candidates = [Path(config), *(folder / f"{config}.py" for folder in (CONFIGS, CONFIGS / "rows"))]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = sorted(path.stem for folder in (CONFIGS, CONFIGS / "rows") for path in folder.glob("*.py"))
+    raise UserError(unknown("config", Path(config).stem, known))
+
+
+def merge(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Applies overrides.
+
+    Raises:
+        UserError: an override does not fit the config.
+    """
+    name = "model.backbone.attention"
+    if any(key.startswith(f"{name}.") for key in options) and isinstance(_part(cfg, "backbone").get("attention"), str):
+        raise UserError(
+            f"{name} is the name {cfg.model.backbone.attention!r} in the config and has no keys: give a whole mapping, as"
+            f" {name}=None {name}.block._target_=attn.modules.se.SE {name}.block.bias=False"
+        )
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (TypeError, KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"--cfg-options: {error}") from error
+
+
+def names(cfg: Mapping[str, Any]) -> list[str]:
+    """What tells pairings of one recipe apart: backbone, attention, attention of the pyramid."""
+    backbone, neck = (_part(cfg, part) for part in ("backbone", "neck"))
+    parts = [backbone.get("backbone"), backbone.get("attention"), neck.get("attention")]
+    return [part if isinstance(part, str) else "none" if part is None else "custom" for part in parts]
+
+
+def _part(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of the model, empty where there is none or it is a list."""
+    model = cfg.get("model")
+    part = model.get(name) if isinstance(model, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def build_runner(cfg: Config) -> Any:
+    """The runner of a config, which builds the detector.
+
+    Raises:
+        UserError: backbone, attention or another part does not exist, does not fit, or needs a package.
+    """
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    if cfg.get("load_from") and "://" not in cfg.load_from:
+        read_detector(cfg.load_from)  # before minutes are spent on the data
+    try:
+        return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    except (ValueError, KeyError, TypeError, ImportError) as error:
+        text = error.args[0] if error.args else error
+        raise UserError(f"config {cfg.filename}: {text}") from error

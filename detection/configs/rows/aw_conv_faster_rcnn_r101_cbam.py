@@ -1,0 +1,3 @@
+# AW-convolution, table 2: Faster R-CNN, ResNet-101, CBAM-FPN.
+_base_ = "../aw_conv_faster_rcnn.py"
+model = dict(neck=dict(attention="cbam"))

@@ -1,0 +1,8 @@
+# BA2M, table IV: Faster R-CNN, ResNet-50, BA2M.
+_base_ = "../ba2m_voc_faster_rcnn.py"
+model = dict(
+    backbone=dict(
+        attention=dict(stage=dict(_target_="attn.modules.ba2m.BA2M", reduction=16)),
+        init_cfg=dict(checkpoint="runs/resnet50-ba2m-imagenet/seed0/best.pt"),
+    )
+)

@@ -1,0 +1,7 @@
+# BA-Net v2 (2024; it prints no detection table) by the recipe of BA-Net: Faster R-CNN, ResNet-101.
+_base_ = "../ba_net_faster_rcnn.py"
+model = dict(
+    backbone=dict(
+        backbone="resnet101", attention="ba_v2", init_cfg=dict(checkpoint="runs/resnet101-ba_v2-imagenet/seed0/best.pt")
+    )
+)

@@ -1,0 +1,8 @@
+# BA-Net, table 5: Faster R-CNN, ResNet-50, SE without biases.
+_base_ = "../ba_net_faster_rcnn.py"
+model = dict(
+    backbone=dict(
+        attention=dict(block=dict(_target_="attn.modules.se.SE", reduction=16, bias=False)),
+        init_cfg=dict(checkpoint="runs/resnet50-se-imagenet/seed0/best.pt"),
+    )
+)
