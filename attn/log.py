@@ -86,8 +86,9 @@ class Wandb:
     The mode is decided once, before anything is sent: `logger.wandb_mode`, else WANDB_MODE, else online. Online without a key,
     or without a connection to the server, becomes offline. The first failure is told in one line, then the mirror is off.
 
-    `wandb.json` in the run's directory keeps the id and the last step sent, so that a continued run is the same run there and
-    sends every step once, even those that an earlier process could not.
+    `wandb.json` in the run's directory keeps the id, so that a continued run is the same run there. What a killed process handed
+    to wandb may never have left it: online the service is asked for the step that it has, and sent what comes behind; offline
+    each process writes a folder of its own with all rows, so that the newest is whole.
     """
 
     STATE = "wandb.json"
@@ -125,8 +126,8 @@ class Wandb:
         started_again = not run.read_metrics(self._run_dir) and known["step"] > 0
         if not known["id"] or started_again:
             known = {"id": uuid.uuid4().hex[:8], "step": 0}
-        self._id, self._step = known["id"], known["step"]
-        self._remember(self._step)
+        self._id = known["id"]
+        self._remember(known["step"])
         mode: Any = wandb_mode(self._cfg.logger.wandb_mode or os.environ.get("WANDB_MODE") or None)
         self._run = wandb.init(
             project=self._cfg.logger.wandb_project,
@@ -138,16 +139,18 @@ class Wandb:
             config=to_dict(self._cfg),
             settings=wandb.Settings(init_timeout=30, silent=True),
         )
+        self._step = self._run.step - 1 if mode == "online" else 0
         self._send()
 
     def _send(self) -> None:
         for row in run.read_metrics(self._run_dir):
             if row["step"] > self._step:
                 self._run.log(row, step=row["step"])
-                self._remember(row["step"])
+                self._step = row["step"]
+                self._remember(self._step)
 
     def _remember(self, step: int) -> None:
-        self._step = step
+        """Keeps the id, and the last step sent: a folder that has been emptied since begins another run."""
         run.write_atomically(self._run_dir / self.STATE, json.dumps({"id": self._id, "step": step}))
 
     def _end(self) -> None:

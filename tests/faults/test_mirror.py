@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ QUIET = {"WANDB_API_KEY": "", "NETRC": "/nonexistent", "WANDB_MODE": "", "WANDB_
 
 
 class FakeRun:
+    """Knows the next step as wandb's run does: by what the service has."""
+
     def __init__(self, record: Path, raise_at: int | None, stall: float) -> None:
         self.record, self.raise_at, self.stall = record, raise_at, stall
+        sent = [entry["step"] for entry in entries(record) if "step" in entry] if record.exists() else []
+        self.step = max(sent, default=-1) + 1
 
     def _write(self, **entry: Any) -> None:
         with open(self.record, "a") as file:
@@ -59,6 +65,21 @@ class fake_wandb:
         sys.modules["wandb"] = module
 
 
+def wait_for_mirror() -> None:
+    """A fault that holds training after each epoch until its row was handed to wandb: the kill then comes behind it."""
+    update = log.Wandb.update
+
+    def patient(self: log.Wandb) -> None:
+        update(self)
+        state, last = self._run_dir / self.STATE, run.read_metrics(self._run_dir)[-1]["step"]
+        end = time.monotonic() + 60
+        while not state.exists() or json.loads(state.read_text())["step"] < last:
+            assert time.monotonic() < end, f"the mirror has not sent step {last}"
+            time.sleep(0.01)
+
+    log.Wandb.update = patient  # type: ignore[method-assign]
+
+
 def entries(record: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in record.read_text().splitlines()]
 
@@ -85,32 +106,48 @@ def test_real_offline_runs_are_one_run_with_growing_steps(tmp_path: Path) -> Non
 
     run_dir = tmp_path / "run"
     options = (*WANDB, "logger.wandb_mode=offline", "schedule.epochs=3")
-    killed = Run(run_dir, *options, faults=[signal_in_step(7)], env=QUIET)
+    killed = Run(run_dir, *options, faults=[wait_for_mirror, signal_in_step(7)], env=QUIET)
     assert killed.wait() == [-9]
     finished(run_dir, *options, env=QUIET)
     folders = sorted((run_dir / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1
     steps = []
-    for folder in folders:
-        for data in records(next(folder.glob("*.wandb")).read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            steps += [record.history.step.num] if record.HasField("history") else []
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 9
+    for data in records(next(folders[-1].glob("*.wandb")).read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        steps += [record.history.step.num] if record.HasField("history") else []
+    assert steps == [3, 6, 9]  # whole: what the killed process handed to wandb is not on the disk
 
 
-def test_a_continued_run_sends_every_row_once_under_one_id(tmp_path: Path) -> None:
+@pytest.fixture
+def online() -> Iterator[dict[str, str]]:
+    """An environment in which the service answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield {**QUIET, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}"}
+
+
+def test_a_continued_run_sends_every_row_once_under_one_id(tmp_path: Path, online: dict[str, str]) -> None:
     record, run_dir = tmp_path / "record", tmp_path / "run"
     for fault in (signal_in_evaluation(2), signal_in_evaluation(2), signal_in_step(10)):
         options = (*WANDB, "schedule.epochs=4", "save_every_steps=1")
-        assert Run(run_dir, *options, faults=[fake_wandb(record), fault], env=QUIET).wait() == [-9]
-    finished(run_dir, *WANDB, "schedule.epochs=4", faults=[fake_wandb(record)], env=QUIET)
+        assert Run(run_dir, *options, faults=[fake_wandb(record), fault], env=online).wait() == [-9]
+    finished(run_dir, *WANDB, "schedule.epochs=4", faults=[fake_wandb(record)], env=online)
     found = entries(record)
+    assert {entry["mode"] for entry in found if "mode" in entry} == {"online"}
     assert len({entry["id"] for entry in found if "id" in entry}) == 1
     assert [entry["step"] for entry in found if "step" in entry] == [3, 6, 9, 12]
     assert found[-1] == {"finish": True}
+
+
+def test_a_row_that_the_service_never_got_is_sent_again(tmp_path: Path, online: dict[str, str]) -> None:
+    record, run_dir = tmp_path / "record", tmp_path / "run"
+    killed = Run(run_dir, *WANDB, faults=[fake_wandb(record), wait_for_mirror, signal_in_step(4)], env=online)
+    assert killed.wait() == [-9]
+    assert json.loads((run_dir / log.Wandb.STATE).read_text())["step"] == 3
+    record.write_text("")  # lost on the way
+    finished(run_dir, *WANDB, faults=[fake_wandb(record)], env=online)
+    assert [entry["step"] for entry in entries(record) if "step" in entry] == [3, STEPS]
 
 
 def test_a_server_that_is_down(tmp_path: Path) -> None:
