@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attn.errors import UserError
+from attn.errors import UserError, as_user_errors
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,22 @@ class Ranks:
         if silent:
             causes.append(f"rank {', '.join(silent)} ended, or does not answer")
         return "; ".join(causes) or "the connection between the ranks broke, though all answer"
+
+
+@contextlib.contextmanager
+def agreed(ranks: Ranks) -> Iterator[None]:
+    """Lets all ranks fail together if one does, with that rank's message."""
+    failure: UserError | None = None
+    try:
+        with as_user_errors():
+            yield
+    except UserError as error:
+        failure = error
+    messages = ranks.gather(None if failure is None else str(failure))
+    failed = [(rank, message) for rank, message in enumerate(messages) if message is not None]
+    if failed:
+        rank, message = failed[0]
+        raise failure or UserError(f"rank {rank}: {message}")
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from fault_harness import PER_EPOCH, TINY, Run, compose_config, finished
 from fault_injection import huge_images, nan_loss
+from timm.utils import ModelEmaV3
 
-from attn import checkpoint, loop, optim, run
+from attn import checkpoint, ending, optim, run
 from attn.data import train_data
 from attn.dist import Ranks
 from attn.errors import TrainingStopped
@@ -86,12 +87,12 @@ def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
 def test_a_nan_is_caught_at_the_save(tmp_path: Path, where: str) -> None:
     cfg = compose_config([*TINY, "schedule.ema_decay=0.9"], tmp_path)
     model = checkpoint.build(cfg)
-    ema = loop.ModelEmaV3(model)
+    ema = ModelEmaV3(model)
     state = State(model, ema, optim.build_optimizer(cfg.schedule, model), torch.amp.GradScaler("cpu", enabled=False), step=7)
     state.optimizer.zero_grad()
     sum(p.sum() for p in model.parameters()).backward()
     state.optimizer.step()
-    loop.save(cfg, tmp_path, state)
+    ending.save(cfg, tmp_path, state)
     before = (tmp_path / "last.pt").read_bytes()
     if where == "optimizer":
         next(iter(state.optimizer.state.values()))["momentum_buffer"].view(-1)[0] = math.nan
@@ -100,5 +101,5 @@ def test_a_nan_is_caught_at_the_save(tmp_path: Path, where: str) -> None:
         module.get_buffer("bn1.running_var")[3] = math.inf
     name = {"optimizer": "momentum_buffer", "model": "model.bn1.running_var", "ema": "ema.bn1.running_var"}[where]
     with pytest.raises(TrainingStopped, match=f"step 7: .*{name} is not finite; not saved"):
-        loop.save(cfg, tmp_path, state)
+        ending.save(cfg, tmp_path, state)
     assert (tmp_path / "last.pt").read_bytes() == before
