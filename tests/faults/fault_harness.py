@@ -126,7 +126,7 @@ class Run:
         """To a rank and its loader processes, as torchrun and SLURM do."""
         os.killpg(int(self.processes[rank].pid or 0), number)
 
-    def wait_for(self, text: str, timeout: float = 60) -> None:
+    def wait_for(self, text: str, timeout: float = 120) -> None:
         """Until the output has a text in it."""
         end = time.monotonic() + timeout
         while text not in self.text:

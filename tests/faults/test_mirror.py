@@ -178,10 +178,11 @@ def test_wandb_is_not_installed(tmp_path: Path) -> None:
 def test_a_stalling_service_delays_no_step(tmp_path: Path) -> None:
     record = tmp_path / "record"
     done = Run(tmp_path / "run", *WANDB, ranks=2, faults=[fake_wandb(record, stall=5.0)], env=QUIET)
+    done.wait_for("step 1/6")
     began = time.monotonic()
-    done.wait_for("best val top-1", timeout=60)
+    done.wait_for("best val top-1")
     assert not record.exists() or len(entries(record)) < 3
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 20
     assert done.wait() == [0, 0]
     assert [entry.get("step") for entry in entries(record)][1:3] == [3, 6]  # waited for at the end
 

@@ -118,6 +118,7 @@ def test_a_signal_after_the_work_is_done_changes_nothing(tmp_path: Path) -> None
 
 def test_a_rank_that_leaves_is_named_and_costs_no_step(tmp_path: Path, uninterrupted: Reference) -> None:
     stopped = Run(tmp_path / "run", "data.workers=1", base=RICH, ranks=2, faults={1: [leave_in_step(4, 3)]})
+    stopped.wait_for("step 4/6")
     began = time.monotonic()
     assert stopped.wait() == [3, 3]
     assert time.monotonic() - began < 60
@@ -188,6 +189,7 @@ def test_a_mistake_in_the_first_step_leaves_no_checkpoint(tmp_path: Path) -> Non
 def test_a_loader_process_dies(tmp_path: Path, ranks: int) -> None:
     faults = {ranks - 1: [loader_process_dies(10 // ranks)]}
     stopped = Run(tmp_path / "run", "data.workers=1", ranks=ranks, faults=faults)
+    stopped.wait_for(" parameters, ")
     began = time.monotonic()
     assert stopped.wait() == ranks * [3], stopped.text
     assert time.monotonic() - began < 30
