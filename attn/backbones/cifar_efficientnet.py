@@ -15,7 +15,7 @@ from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot
+from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
 from attn.backbones.staged import Staged
 
 
@@ -99,23 +99,19 @@ class CifarEfficientNet(Staged):
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
-    depth = 0
-    for number, stage in enumerate(model.stages(), start=1):
-        info = model.feature_info[number]
-        position: dict[str, Any] = {}
-        for index, block in enumerate(stage):
-            position = {"stage": number, "block": index, "depth": depth, "stride": info["reduction"]}
-            depth += 1
-            convs = (block.conv_pw, block.conv_dw, block.conv_pwl)
-            if slot == "block":
-                widths = (convs[0].in_channels, *(conv.out_channels for conv in convs))
-                yield Place(Site(widths=widths, native=True, **position), block, "se")
-            elif slot == "conv":
-                conv = block.conv_dw
-                site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-                yield Place(site, block, "conv_dw", ("bn2",))
-        if slot == "stage":
-            yield Place(Site(widths=(info["num_chs"],), **position), stage, "attn")
+    stages, infos = model.stages(), model.feature_info[1:]
+    if slot == "stage":
+        yield from stage_places(stages, stages, infos)
+        return
+    for block, position in blocks_of(stages, infos):
+        convs = (block.conv_pw, block.conv_dw, block.conv_pwl)
+        if slot == "block":
+            widths = (convs[0].in_channels, *(conv.out_channels for conv in convs))
+            yield Place(Site(widths=widths, native=True, **position), block, "se")
+        else:
+            conv = block.conv_dw
+            site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
+            yield Place(site, block, "conv_dw", ("bn2",))
 
 
 FAMILY = Family(network=CifarEfficientNet, classes={}, places=places)

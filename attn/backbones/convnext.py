@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from timm.models import convnext as timm_convnext
-from timm.models._features import feature_take_indices
 from torch import Tensor
 
-from attn.attention import START, Site, State, attend
-from attn.backbones.family import Family, Place, Slot, run_stage, run_stages
+from attn.attention import Site, State, attend
+from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.network import Network, Step, run_stage, stateless
 
 
 class ConvNeXtBlock(timm_convnext.ConvNeXtBlock):
@@ -36,58 +36,33 @@ class ConvNeXtStage(timm_convnext.ConvNeXtStage):
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         x, state = inputs
-        return run_stage(self.blocks, self.downsample(x), state, self.grad_checkpointing)
+        return run_stage(self.blocks, (self.downsample(x), state), self.grad_checkpointing)
 
 
-class ConvNeXt(timm_convnext.ConvNeXt):
+class ConvNeXt(Network, timm_convnext.ConvNeXt):
     """timm's network; its stages pass (map, state)."""
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.norm_pre(run_stages(self.stages, self.stem(x)))
+    last_is_norm = True
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
-        total = len(self.stages)
-        take, last = feature_take_indices(total, indices)
-        end = last + 1 if stop_early else total
-        x, state = self.stem(x), START
-        found = []
-        stages: Any = self.stages[:end]
-        for i, stage in enumerate(stages):
-            x, state = stage((x, state))
-            if i in take:
-                found.append(self.norm_pre(x) if norm and i == total - 1 else x)
-        if intermediates_only:
-            return found
-        return (self.norm_pre(x) if end == total else x), found
+    def steps(self) -> list[Step]:
+        return [stateless(self.stem), *self.stages, stateless(self.norm_pre)]
+
+    def taps(self) -> list[int]:
+        return list(range(1, len(self.stages) + 1))
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
-    depth = 0
-    for number, stage in enumerate(model.stages, start=1):
-        info = model.feature_info[number - 1]
-        position: dict[str, Any] = {}
-        for index, block in enumerate(list(stage.blocks)):
-            position = {"stage": number, "block": index, "depth": depth, "stride": info["reduction"]}
-            depth += 1
-            conv = block.conv_dw
-            if slot == "block":
-                widths = (conv.in_channels, conv.out_channels, conv.out_channels)
-                yield Place(Site(widths=widths, **position), block, "attn")
-            elif slot == "conv":
-                site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-                yield Place(site, block, "conv_dw")
-        if slot == "stage":
-            yield Place(Site(widths=(info["num_chs"],), **position), stage.blocks, "attn")
+    stages = [stage.blocks for stage in model.stages]
+    if slot == "stage":
+        yield from stage_places(stages, stages, model.feature_info)
+        return
+    for block, position in blocks_of(stages, model.feature_info):
+        conv = block.conv_dw
+        if slot == "block":
+            yield Place(Site(widths=(conv.in_channels, conv.out_channels, conv.out_channels), **position), block, "attn")
+        else:
+            site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
+            yield Place(site, block, "conv_dw")
 
 
 FAMILY = Family(

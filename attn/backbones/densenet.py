@@ -8,12 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.models import densenet as timm_densenet
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from attn.attention import START, Site, State, attend
-from attn.backbones.family import Family, Place, Slot
+from attn.attention import Site, State, attend
+from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.network import Network, Step, stateless
+from attn.backbones.recompute import checkpointed
 
 
 class DenseLayer(timm_densenet.DenseLayer):
@@ -29,7 +29,7 @@ class DenseLayer(timm_densenet.DenseLayer):
         attention = getattr(self, "se", None)
 
         if self.grad_checkpointing and any(x.requires_grad for x in previous):
-            f1 = checkpoint(lambda *xs: self.bottleneck_fn(list(xs)), *previous, use_reentrant=False)
+            f1 = checkpointed(self, lambda *xs: self.bottleneck_fn(list(xs)), *previous)
             x = previous[0] if attention is None else torch.cat(previous, 1)
         else:
             x = torch.cat(previous, 1)
@@ -69,41 +69,15 @@ class DenseTransition(timm_densenet.DenseTransition):
         return (x, state) if attention is None else attention((x, state))
 
 
-class DenseNet(timm_densenet.DenseNet):
+class DenseNet(Network, timm_densenet.DenseNet):
     """timm's network; dense blocks and transitions pass (map, state)."""
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        state: State = START
-        for module in self.features:
-            x, state = step(module, x, state)
-        return x
+    def steps(self) -> list[Step]:
+        modules: Any = self.features
+        return [m if isinstance(m, (DenseBlock, DenseTransition)) else stateless(m) for m in modules]
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
-        ends = self.feature_ends
-        take, last = feature_take_indices(len(ends), indices)
-        state: State = START
-        found = []
-        modules: Any = self.features[: ends[last] + 1] if stop_early else self.features
-        for i, module in enumerate(modules):
-            x, state = step(module, x, state)
-            if i in ends and ends.index(i) in take:
-                found.append(x)
-        return found if intermediates_only else (x, found)
-
-
-def step(module: nn.Module, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """Applies one child of `features`: a stem or norm module to the map alone."""
-    return module((x, state)) if isinstance(module, (DenseBlock, DenseTransition)) else (module(x), state)
+    def taps(self) -> list[int]:
+        return self.feature_ends
 
 
 def layers(block: Any) -> list[Any]:
@@ -111,28 +85,23 @@ def layers(block: Any) -> list[Any]:
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
-    modules = list(model.features)
+    modules, infos = list(model.features), model.feature_info[1:]
     blocks = [module for module in modules if isinstance(module, DenseBlock)]
-    transitions = [module for module in modules if isinstance(module, DenseTransition)]
-    depth = 0
-    for number, block in enumerate(blocks, start=1):
-        stride = model.feature_info[number]["reduction"]
-        position: dict[str, Any] = {}
-        for index, layer in enumerate(layers(block)):
-            position = {"stage": number, "block": index, "depth": depth, "stride": stride}
-            depth += 1
-            middle, new = layer.conv2.in_channels, layer.conv2.out_channels
-            if slot == "block":
-                yield Place(Site(widths=(layer.conv1.in_channels, middle, new), **position), layer, "se")
-            elif slot == "conv":
-                yield Place(Site(widths=(middle, new), conv=layer.conv2, **position), layer, "conv2")
-        if slot == "stage" and number <= len(transitions):
-            transition = transitions[number - 1]
-            # What the transition gives belongs to the next size already.
-            position["stride"] = model.feature_info[number + 1]["reduction"]
-            yield Place(Site(widths=(transition.conv.out_channels,), **position), transition, "attn")
-        elif slot == "stage":
-            yield Place(Site(widths=(model.num_features,), **position), block, "attn")
+    if slot == "stage":
+        transitions = [module for module in modules if isinstance(module, DenseTransition)]
+        # What a transition gives belongs to the next size already.
+        ends = [
+            {"num_chs": transition.conv.out_channels, "reduction": following["reduction"]}
+            for transition, following in zip(transitions, infos[1:], strict=True)
+        ]
+        yield from stage_places([*transitions, blocks[-1]], [*map(layers, blocks)], [*ends, infos[-1]])
+        return
+    for layer, position in blocks_of(map(layers, blocks), infos):
+        middle, new = layer.conv2.in_channels, layer.conv2.out_channels
+        if slot == "block":
+            yield Place(Site(widths=(layer.conv1.in_channels, middle, new), **position), layer, "se")
+        else:
+            yield Place(Site(widths=(middle, new), conv=layer.conv2, **position), layer, "conv2")
 
 
 FAMILY = Family(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
-from attn.attention import START, Site, State
+from attn.attention import Site
 
 Slot = Literal["block", "conv", "stage"]
 
@@ -62,19 +61,26 @@ def adopt(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
             module.__class__ = classes[type(module)]
 
 
-def run_stages(stages: Iterable[nn.Module], x: Tensor, checkpointing: bool = False) -> Tensor:
-    """Runs stages (each an iterable of blocks) from a fresh state, and drops the state at the end."""
-    state: State = START
-    for stage in stages:
-        x, state = run_stage(stage, x, state, checkpointing)
-    return x
+def blocks_of(
+    stages: Iterable[Iterable[nn.Module]], infos: Iterable[dict[str, Any]]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The blocks of all stages, each with its position in the terms of `Site`.
+
+    Args:
+        stages: the blocks of each stage.
+        infos: timm's `feature_info` of the stages.
+    """
+    depth = 0
+    for number, (stage, info) in enumerate(zip(stages, infos, strict=True), start=1):
+        for index, block in enumerate(stage):
+            yield block, {"stage": number, "block": index, "depth": depth, "stride": info["reduction"]}
+            depth += 1
 
 
-def run_stage(stage: nn.Module, x: Tensor, state: State, checkpointing: bool = False) -> tuple[Tensor, State]:
-    """Runs the blocks of one stage; with `checkpointing`, each block's activations are computed again in the backward."""
-    if not checkpointing:
-        return stage((x, state))
-    inputs = (x, state)
-    for block in stage.children():
-        inputs = checkpoint(block, inputs, use_reentrant=False)
-    return inputs
+def stage_places(
+    owners: Iterable[nn.Module], stages: Iterable[Iterable[nn.Module]], infos: Sequence[dict[str, Any]]
+) -> Iterator[Place]:
+    """The places of the stage slot: `attn` at the end of each stage. `owners` are the modules that end with it."""
+    ends = {position["stage"]: position for _, position in blocks_of(stages, infos)}
+    for owner, info, position in zip(owners, infos, ends.values(), strict=True):
+        yield Place(Site(widths=(info["num_chs"],), **position), owner, "attn")

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.models import _efficientnet_blocks as timm_blocks
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from attn.attention import START, Site, State, attend
-from attn.backbones.family import Place, Slot, run_stage, run_stages
+from attn.attention import Site, State, attend
+from attn.backbones.family import Place, Slot
+from attn.backbones.network import Network, Step, run_stage, stateless
 
 POSITIONS = ("native", "preact", "end", "both")
 CONVS = ("spatial", "pointwise")
@@ -229,6 +229,40 @@ BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+class MobileNetwork(Network):
+    """The pass over stem and blocks; the first base of both classes' networks, before timm's."""
+
+    conv_stem: nn.Module
+    bn1: nn.Module
+    blocks: nn.Sequential
+    stage_ends: list[int]
+    grad_checkpointing: bool
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv_stem(x))
+
+    def steps(self) -> list[Step]:
+        stages: list[Step] = [partial(run_stage, stage, checkpointing=self.grad_checkpointing) for stage in self.blocks]
+        return [stateless(self.stem), *stages]
+
+    def taps(self) -> list[int]:
+        return self.stage_ends
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        extra_blocks: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As `Network.forward_intermediates`; with `extra_blocks`, `indices` count the stem and all stages."""
+        taps = list(range(len(self.blocks) + 1)) if extra_blocks else self.taps()
+        return self.collect(x, taps, indices, norm, stop_early, output_fmt, intermediates_only)
+
+
 def space_to_depth(block: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     """The features so far, and the input of the block's first convolution proper (EfficientNet-X strides before it)."""
     if block.conv_s2d is None:
@@ -254,38 +288,6 @@ def activate(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor,
 def finish(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
     """The `end` place."""
     return attend(getattr(block, "attn_end", None), feats, state)
-
-
-def forward_features(model: Any, x: Tensor) -> Tensor:
-    """Stem and blocks of a network of this family."""
-    return run_stages(model.blocks, model.bn1(model.conv_stem(x)), model.grad_checkpointing)
-
-
-def forward_intermediates(
-    model: Any, x: Tensor, indices: int | list[int] | None, stop_early: bool, output_fmt: str, extra_blocks: bool
-) -> tuple[Tensor, list[Tensor], int]:
-    """Stem and blocks with the maps at `indices`, of `feature_info` or, with `extra_blocks`, of all stages.
-
-    Returns:
-        The last map, the maps asked for, and the number of stages run.
-
-    Raises:
-        ValueError: another `output_fmt` than NCHW.
-    """
-    if output_fmt != "NCHW":
-        raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(model).__name__}")
-    if extra_blocks:
-        take, last = feature_take_indices(len(model.blocks) + 1, indices)
-    else:
-        take, last = feature_take_indices(len(model.stage_ends), indices)
-        take, last = [model.stage_ends[i] for i in take], model.stage_ends[last]
-    x, state, done = model.bn1(model.conv_stem(x)), START, 0
-    found = [x] if 0 in take else []
-    for done, stage in enumerate(model.blocks[: last if stop_early else None], start=1):
-        x, state = run_stage(stage, x, state, model.grad_checkpointing)
-        if done in take:
-            found.append(x)
-    return x, found, done
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:

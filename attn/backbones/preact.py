@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot
+from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
 from attn.backbones.staged import Staged
 
 
@@ -157,25 +157,21 @@ class PreActResNet(Staged):
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
-    depth = 0
-    for number, stage in enumerate(model.stages(), start=1):
-        info = model.feature_info[number]
-        position: dict[str, Any] = {}
-        for index, block in enumerate(stage):
-            position = {"stage": number, "block": index, "depth": depth, "stride": info["reduction"]}
-            depth += 1
-            convs = [block.conv1, block.conv2] + ([block.conv3] if isinstance(block, PreActBottleneck) else [])
-            if slot == "block":
-                widths = (block.conv1.in_channels, *(conv.out_channels for conv in convs))
-                yield Place(Site(widths=widths, **position), block, "se")
-            elif slot == "conv":
-                bottleneck = isinstance(block, PreActBottleneck)
-                name, norm_act = ("conv2", ("bn3", "act3")) if bottleneck else ("conv1", ("bn2", "act2"))
-                conv = getattr(block, name)
-                site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-                yield Place(site, block, name, norm_act)
-        if slot == "stage":
-            yield Place(Site(widths=(info["num_chs"],), **position), stage, "attn")
+    stages, infos = model.stages(), model.feature_info[1:]
+    if slot == "stage":
+        yield from stage_places(stages, stages, infos)
+        return
+    for block, position in blocks_of(stages, infos):
+        bottleneck = isinstance(block, PreActBottleneck)
+        if slot == "block":
+            convs = [block.conv1, block.conv2] + ([block.conv3] if bottleneck else [])
+            widths = (block.conv1.in_channels, *(conv.out_channels for conv in convs))
+            yield Place(Site(widths=widths, **position), block, "se")
+        else:
+            name, norm_act = ("conv2", ("bn3", "act3")) if bottleneck else ("conv1", ("bn2", "act2"))
+            conv = getattr(block, name)
+            site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
+            yield Place(site, block, name, norm_act)
 
 
 FAMILY = Family(network=PreActResNet, classes={}, places=places)

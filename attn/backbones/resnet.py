@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from timm.models import resnet as timm_resnet
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from attn.attention import START, Site, State, attend
-from attn.backbones.family import Family, Place, Slot, run_stage, run_stages
+from attn.attention import Site, State, attend
+from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.network import Network, Step, run_stage, stateless
 
 
 class BasicBlock(timm_resnet.BasicBlock):
@@ -48,7 +50,7 @@ class Bottleneck(timm_resnet.Bottleneck):
         return self.act3(y + shortcut), (conv_state, block_state)
 
 
-class ResNet(timm_resnet.ResNet):
+class ResNet(Network, timm_resnet.ResNet):
     """timm's network; its stages pass (map, state)."""
 
     def stages(self) -> tuple[nn.Module, ...]:
@@ -59,29 +61,12 @@ class ResNet(timm_resnet.ResNet):
     def stem(self, x: Tensor) -> Tensor:
         return self.act1(self.bn1(self.conv1(x)))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return run_stages(self.stages(), self.maxpool(self.stem(x)), self.grad_checkpointing)
+    def steps(self) -> list[Step]:
+        stages: list[Step] = [partial(run_stage, stage, checkpointing=self.grad_checkpointing) for stage in self.stages()]
+        return [stateless(self.stem), stateless(self.maxpool), *stages]
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        x = self.stem(x)
-        found = [x] if 0 in take else []
-        x, state = self.maxpool(x), START
-        for i, stage in enumerate(self.stages()[: last if stop_early else None], start=1):
-            x, state = run_stage(stage, x, state, self.grad_checkpointing)
-            if i in take:
-                found.append(x)
-        return found if intermediates_only else (x, found)
+    def taps(self) -> list[int]:
+        return [0, *range(2, len(self.stages()) + 2)]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -91,22 +76,19 @@ class ResNet(timm_resnet.ResNet):
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
-    depth = 0
-    for stage_number, stage in enumerate(model.stages(), start=1):
-        stride = model.feature_info[stage_number]["reduction"]
-        blocks: list[Any] = list(stage.children())
-        for index, block in enumerate(blocks):
-            position: dict[str, Any] = {"stage": stage_number, "block": index, "depth": depth, "stride": stride}
-            depth += 1
-            if slot == "block":
-                yield Place(Site(widths=block_widths(block), native=block.se is not None, **position), block, "se")
-            elif slot == "conv":
-                name = "conv2" if isinstance(block, Bottleneck) else "conv1"
-                conv = getattr(block, name)
-                site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-                yield Place(site, block, name, (f"bn{name[-1]}", f"act{name[-1]}"))
-        if slot == "stage":
-            yield Place(Site(widths=(block_widths(blocks[-1])[-1],), **position), stage, "attn")
+    stages = model.stages()
+    infos = model.feature_info[1 : len(stages) + 1]
+    if slot == "stage":
+        yield from stage_places(stages, stages, infos)
+        return
+    for block, position in blocks_of(stages, infos):
+        if slot == "block":
+            yield Place(Site(widths=block_widths(block), native=block.se is not None, **position), block, "se")
+        else:
+            name = "conv2" if isinstance(block, Bottleneck) else "conv1"
+            conv = getattr(block, name)
+            site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
+            yield Place(site, block, name, (f"bn{name[-1]}", f"act{name[-1]}"))
 
 
 def block_widths(block: Any) -> tuple[int, ...]:

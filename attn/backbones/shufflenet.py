@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import shufflenetv2 as tv
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot
+from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
 from attn.backbones.staged import Staged
 
 
@@ -116,22 +116,18 @@ def add_biases(model: nn.Module) -> None:
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
-    depth = 0
-    for number, stage in enumerate(model.stages(), start=1):
-        info = model.feature_info[number]
-        position: dict[str, Any] = {}
-        for index, block in enumerate(stage):
-            position = {"stage": number, "block": index, "depth": depth, "stride": info["reduction"]}
-            depth += 1
-            convs = [block.branch2[i] for i in (0, 3, 5)]
-            if slot == "block":
-                yield Place(Site(widths=(block.width_in, *(c.out_channels for c in convs)), **position), block, "se")
-            elif slot == "conv":
-                conv = convs[1]
-                site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-                yield Place(site, block.branch2, "3", ("4",))
-        if slot == "stage":
-            yield Place(Site(widths=(info["num_chs"],), **position), stage, "attn")
+    stages, infos = model.stages(), model.feature_info[1:]
+    if slot == "stage":
+        yield from stage_places(stages, stages, infos)
+        return
+    for block, position in blocks_of(stages, infos):
+        convs = [block.branch2[i] for i in (0, 3, 5)]
+        if slot == "block":
+            yield Place(Site(widths=(block.width_in, *(c.out_channels for c in convs)), **position), block, "se")
+        else:
+            conv = convs[1]
+            site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
+            yield Place(site, block.branch2, "3", ("4",))
 
 
 FAMILY = Family(network=ShuffleNetV2, classes={}, places=places)

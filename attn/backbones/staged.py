@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from timm.layers import create_classifier
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from attn.attention import START
-from attn.backbones.family import run_stage, run_stages
+from attn.backbones.network import Network, Step, run_stage, stateless
 
 
-class Staged(nn.Module):
+class Staged(Network):
     """Base of our own networks. A subclass builds its modules, then calls `finish`.
 
     `stage_names` are the attributes of the stages, each an `nn.Sequential` of blocks that map (x, state) to the same.
@@ -23,7 +23,6 @@ class Staged(nn.Module):
 
     stage_names: tuple[str, ...]
     last: str
-    last_is_norm = False
     head = "fc"
 
     feature_info: list[dict[str, Any]]
@@ -88,31 +87,12 @@ class Staged(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         setattr(self, self.head, classifier.to(weight.device, weight.dtype).train(self.training))
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Index 0 is the stem, i the i-th stage."""
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        stages = self.stages()
-        x = self.stem(x)
-        found = [x] if 0 in take else []
-        x, state = self.pool(x), START
-        end = last if stop_early else len(stages)
-        for i, stage in enumerate(stages[:end], start=1):
-            x, state = run_stage(stage, x, state, self.grad_checkpointing)
-            if i in take:
-                found.append(getattr(self, self.last)(x) if norm and self.last_is_norm and i == len(stages) else x)
-        if intermediates_only:
-            return found
-        return (getattr(self, self.last)(x) if end == len(stages) else x), found
+    def steps(self) -> list[Step]:
+        stages: list[Step] = [partial(run_stage, stage, checkpointing=self.grad_checkpointing) for stage in self.stages()]
+        return [stateless(self.stem), stateless(self.pool), *stages, stateless(getattr(self, self.last))]
+
+    def taps(self) -> list[int]:
+        return [0, *range(2, len(self.stage_names) + 2)]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -128,10 +108,6 @@ class Staged(nn.Module):
         if prune_head or shortened:
             self.reset_classifier(0, "")
         return take
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = run_stages(self.stages(), self.pool(self.stem(x)), self.grad_checkpointing)
-        return getattr(self, self.last)(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.head_drop(self.global_pool(x))

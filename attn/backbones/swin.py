@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from timm.models import swin_transformer as timm_swin
-from timm.models._features import feature_take_indices
 from torch import Tensor
 
-from attn.attention import START, Site, State, attend
-from attn.backbones.family import Family, Place, Slot, run_stage, run_stages
+from attn.attention import Site, State, attend
+from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.network import Network, Step, run_stage, stateless
 
 
 def to_nchw(x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class SwinTransformerStage(timm_swin.SwinTransformerStage):
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         x, state = inputs
-        x, state = run_stage(self.blocks, self.downsample(x), state, self.grad_checkpointing)
+        x, state = run_stage(self.blocks, (self.downsample(x), state), self.grad_checkpointing)
         attention = getattr(self, "attn", None)
         if attention is not None:
             x, state = attention((to_nchw(x), state))
@@ -53,50 +53,28 @@ class SwinTransformerStage(timm_swin.SwinTransformerStage):
         return x, state
 
 
-class SwinTransformer(timm_swin.SwinTransformer):
+class SwinTransformer(Network, timm_swin.SwinTransformer):
     """timm's network; its stages pass (map, state)."""
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.norm(run_stages(self.layers, self.patch_embed(x)))
+    last_is_norm = True
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
-        total = len(self.layers)
-        take, last = feature_take_indices(total, indices)
-        end = last + 1 if stop_early else total
-        x, state = self.patch_embed(x), START
-        found = []
-        stages: Any = self.layers[:end]
-        for i, stage in enumerate(stages):
-            x, state = stage((x, state))
-            if i in take:
-                found.append(to_nchw(self.norm(x) if norm and i == total - 1 else x).contiguous())
-        if intermediates_only:
-            return found
-        return (self.norm(x) if end == total else x), found
+    def steps(self) -> list[Step]:
+        return [stateless(self.patch_embed), *self.layers, stateless(self.norm)]
+
+    def taps(self) -> list[int]:
+        return list(range(1, len(self.layers) + 1))
+
+    def feature(self, x: Tensor) -> Tensor:
+        return to_nchw(x).contiguous()
 
 
 def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
-    depth = 0
-    for number, stage in enumerate(model.layers, start=1):
-        info = model.feature_info[number - 1]
-        position: dict[str, Any] = {}
-        for index, block in enumerate(stage.blocks):
-            position = {"stage": number, "block": index, "depth": depth, "stride": info["reduction"]}
-            depth += 1
-            if slot == "block":
-                yield Place(Site(widths=(block.dim,) * 3, **position), block, "gate")
-        if slot == "stage":
-            yield Place(Site(widths=(info["num_chs"],), **position), stage, "attn")
+    stages = [stage.blocks for stage in model.layers]
+    if slot == "stage":
+        yield from stage_places(model.layers, stages, model.feature_info)
+    elif slot == "block":
+        for block, position in blocks_of(stages, model.feature_info):
+            yield Place(Site(widths=(block.dim,) * 3, **position), block, "gate")
 
 
 FAMILY = Family(

@@ -1,0 +1,116 @@
+"""The forward pass of a whole network, once for all families: steps that hand on (map, state), and timm's access to features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from attn.attention import START, State
+from attn.backbones.recompute import checkpointed
+
+Step = Callable[[tuple[Tensor, State]], tuple[Tensor, State]]
+
+
+class Network(nn.Module):
+    """timm's `forward_features` and `forward_intermediates`; the first base of a family's network, before timm's class.
+
+    A family says in `steps` what is run, and in `taps` where timm takes its features.
+
+    `last_is_norm`: whether `norm=True` takes the last feature behind the last step.
+    """
+
+    last_is_norm: bool = False
+
+    def steps(self) -> list[Step]:
+        """Everything before pooling and classifier, in order; each maps (map, state) to the same. See `stateless`."""
+        raise NotImplementedError(f"{type(self).__name__} does not override steps")
+
+    def taps(self) -> list[int]:
+        """For each entry of timm's `feature_info`, the index of the step that gives this feature."""
+        raise NotImplementedError(f"{type(self).__name__} does not override taps")
+
+    def feature(self, x: Tensor) -> Tensor:
+        """A map as the steps pass it, as the feature [N, C, H, W] that is handed out."""
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] to the map before pooling and classifier, in timm's layout."""
+        inputs: tuple[Tensor, State] = (x, START)
+        for step in self.steps():
+            inputs = step(inputs)
+        return inputs[0]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The features of a forward pass.
+
+        Args:
+            x: images, [N, C, H, W].
+            indices: which entries of `feature_info`, from the end where negative; an int for the last so many; None for all.
+            norm: take the last feature behind the network's last norm, where timm does so.
+            stop_early: run nothing behind the last feature asked for.
+            output_fmt: NCHW.
+            intermediates_only: leave out the last map.
+
+        Returns:
+            The last map as `forward_features` gives it (with `stop_early`, the map where the pass stopped), and the features,
+            each [N, C_i, H_i, W_i], in the order of the pass; with `intermediates_only` these alone.
+
+        Raises:
+            ValueError: another `output_fmt`.
+            AssertionError: an index that does not exist (timm's check).
+        """
+        return self.collect(x, self.taps(), indices, norm, stop_early, output_fmt, intermediates_only)
+
+    def collect(
+        self,
+        x: Tensor,
+        taps: list[int],
+        indices: int | list[int] | None,
+        norm: bool,
+        stop_early: bool,
+        output_fmt: str,
+        intermediates_only: bool,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """`forward_intermediates` with given taps."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
+        take, last = feature_take_indices(len(taps), indices)
+        steps = self.steps()
+        if norm and self.last_is_norm:
+            taps = [*taps[:-1], len(steps) - 1]
+        if stop_early and last < len(taps) - 1:
+            steps = steps[: taps[last] + 1]
+        elif intermediates_only:
+            steps = steps[: taps[-1] + 1]
+        wanted = {taps[i] for i in take}
+        inputs: tuple[Tensor, State] = (x, START)
+        found = []
+        for i, step in enumerate(steps):
+            inputs = step(inputs)
+            if i in wanted:
+                found.append(self.feature(inputs[0]))
+        return found if intermediates_only else (inputs[0], found)
+
+
+def stateless(module: Callable[[Tensor], Tensor]) -> Step:
+    """A step that maps the map alone and lets the state pass."""
+    return lambda inputs: (module(inputs[0]), inputs[1])
+
+
+def run_stage(stage: nn.Module, inputs: tuple[Tensor, State], checkpointing: bool) -> tuple[Tensor, State]:
+    """Runs the blocks of one stage; with `checkpointing`, each block's activations are computed again in the backward."""
+    if not checkpointing:
+        return stage(inputs)
+    for block in stage.children():
+        inputs = checkpointed(block, block, inputs)
+    return inputs
