@@ -97,7 +97,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     if schedule.sync_bn:
         if ranks.device.type == "cpu":
             raise ValueError("schedule.sync_bn=true: torch synchronises BatchNorm on GPUs only; leave it off on the CPU")
-        model = convert_sync_batchnorm(model)
+        if ranks.world > 1:  # alone there is nothing to share, and SyncBatchNorm would refuse a single image
+            model = convert_sync_batchnorm(model)
     if cfg.grad_checkpointing:
         model.set_grad_checkpointing(True)
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
