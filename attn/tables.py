@@ -1,7 +1,7 @@
 """The papers' tables as data (`configs/papers/`), and every row of them built, counted and set beside what was printed.
 
-A file holds `title`, `flops` (the convention of its printed FLOPs, see `attn.flops`), `recipes` (a schedule, a data set, and what
-else the command sets), `remarks`, `definitions` and `rows`. The keys of a row:
+A file holds `title`, `flops` (the convention of its printed FLOPs, see `attn.flops`), `recipes` (a schedule, a data set, what
+else the command sets, and in `count` how detectors are counted), `remarks`, `definitions` and `rows`. The keys of a row:
 
     table, model, method, setting, detector, task   as printed
     printed        the numbers: params and flops in units of 1e6 and 1e9, accuracies, errors and AP in percent
@@ -9,7 +9,7 @@ else the command sets), `remarks`, `definitions` and `rows`. The keys of a row:
     digits         decimals of the printed params, where they are not two
     counts         with_statistics: the printed params contain the running statistics of BatchNorm
     added_to       the plain network, printed and exact, where the printed params are its printed ones plus a rounded increment
-    flops          the convention, where it is not the file's
+    flops          the convention, where it is not the file's; of detectors MMDetection's, which is that of `papers`
     measured       what the definition gives: params (exact), flops and macs in 1e9
     reproduced     whether the definition gives the printed params, to the digit; absent where none are printed
     flops_reproduced   the same of the FLOPs, where it is known
@@ -17,7 +17,8 @@ else the command sets), `remarks`, `definitions` and `rows`. The keys of a row:
     reason         why a row does not reproduce; `note`: what else is known; `source`: where the paper has it from
     elsewhere      numbers that the table lacks, and where they stand
     build          backbone, attention, recipe, in `set` what the command overrides and in `test` what testing does; absent
-                   if the row is no network
+                   if the row is no network. In detection `detector` is the config, which says the same, and `set` makes it the
+                   network of an ImageNet row of the same paper, whose weights it starts from
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ from torch import nn
 
 from attn import config, flops, registry, run
 from attn.build import create_model
+from attn.checkpoint import BEST
 from attn.errors import UserError
 
 MILLION = {"M": 1e6, "Mi": 2.0**20}
 TRAINING_ONLY = "attn.modules.ba2m.BA2M"  # it is the identity at inference; its printed FLOPs are those of training
 
 EQUAL, EXPLAINED, WRONG, UNCOUNTED = "equal", "explained", "WRONG", "needs the detection extra"
+INSTALL = "pip install 'attn[detection]'"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Build:
         own: what the row overrides, as dotted keys.
         recipe: name of its paper and recipe; `shared`: what that overrides.
         test: what the row sets when the trained network is tested.
+        counted: how a detector is counted where not as its config says: options of `detection.count.count`.
     """
 
     backbone: str
@@ -70,6 +74,7 @@ class Build:
     recipe: str = ""
     shared: tuple[tuple[str, Any], ...] = ()
     test: tuple[tuple[str, Any], ...] = ()
+    counted: tuple[tuple[str, Any], ...] = ()
 
     @property
     def settings(self) -> tuple[tuple[str, Any], ...]:
@@ -86,8 +91,7 @@ class Build:
         parts = ["python", "train.py", f"backbone={self.backbone}", f"attention={self.attention}"]
         parts += [f"data={self.data}", f"schedule={self.schedule}", *self.overrides(), f"run_dir={self.run_dir()}"]
         if self.test:
-            checkpoint = self.run_dir().replace("${seed}", "0") + "/best.pt"
-            tested = ["python", "eval.py", f"checkpoint={checkpoint}", *(f"{k}={_hydra(v)}" for k, v in self.test)]
+            tested = ["python", "eval.py", f"checkpoint={self.checkpoint()}", *(f"{k}={_hydra(v)}" for k, v in self.test)]
             return f"{shlex.join(parts)} && {shlex.join(tested)}"
         return shlex.join(parts)
 
@@ -110,6 +114,10 @@ class Build:
         changed = [f"{key.rpartition('.')[2]}_{_hydra(value)}" for key, value in self.own]
         name = "-".join([self.backbone, self.attention, *changed, self.recipe])
         return f"runs/{re.sub(r'[^A-Za-z0-9_.-]+', '_', name.replace('[', '').replace(']', ''))}/seed${{seed}}"
+
+    def checkpoint(self, seed: int = 0) -> str:
+        """The best weights that the command leaves."""
+        return f"{self.run_dir().replace('${seed}', str(seed))}/{BEST}"
 
     def mapping(self, group: str) -> dict[str, Any]:
         """The content of `backbone` or `attention`, as the command composes it."""
@@ -216,7 +224,7 @@ def _read(paper: str, part: str) -> Iterator[Row]:
         yield Row(
             paper=paper,
             number=number,
-            flops=raw.pop("flops", content["flops"]),
+            flops=raw.pop("flops", "papers" if raw.get("detector") else content["flops"]),
             definition=content["definitions"].get(definition, definition),
             not_printed=tuple(raw.pop("not_printed", ())),
             build=None if build is None else _build(paper, build, content["recipes"]),
@@ -236,7 +244,36 @@ def _build(paper: str, raw: Mapping[str, Any], recipes: Mapping[str, Any]) -> Bu
         recipe=f"{paper}_{raw['recipe']}",
         shared=_settings(recipe.get("set", {})),
         test=_settings(raw.get("test", {})),
+        counted=_settings(recipe.get("count", {})),
     )
+
+
+def pretraining(row: Row) -> Build | None:
+    """The classifier of the same paper whose weights a detector with an attention starts from; None for others."""
+    build = row.build
+    if build is None or build.detector is None or build.attention == "none":
+        return None
+    for other in (other.build for other in _read(row.paper, "rows")):
+        if other is not None and other.data == "imagenet" and not other.test and _same_network(other, build):
+            return other
+    return None
+
+
+def _same_network(a: Build, b: Build) -> bool:
+    return (a.backbone, a.attention, dict(a.own)) == (b.backbone, b.attention, dict(b.own))
+
+
+def training_command(checkpoint: str) -> str | None:
+    """The command that leaves a checkpoint where a row, or the default `run_dir` of train.py, has it; None for other paths."""
+    for row in (*load_rows(), *load_computed()):
+        build = row.build
+        if build is not None and build.detector is None and build.checkpoint() == checkpoint:
+            return replace(build, test=()).command()
+    names = re.fullmatch(rf"runs/(\w+)-(\w+)-(\w+)/seed0/{BEST}", checkpoint)
+    groups = ("backbone", "attention", "data")
+    if names is None or any(name not in registry.names(group) for name, group in zip(names.groups(), groups, strict=True)):
+        return None
+    return shlex.join(["python", "train.py", *(f"{g}={n}" for g, n in zip(groups, names.groups(), strict=True))])
 
 
 def _settings(raw: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -262,7 +299,7 @@ class Measured:
 
     Attributes:
         params: trainable parameters; None if it could not be counted.
-        papers, macs: operations per image in the two conventions of `attn.flops`; None for detectors.
+        papers, macs: operations per image in the two conventions of `attn.flops`.
         statistics: running means and variances of its norms.
         problem: why it could not be counted.
     """
@@ -310,14 +347,15 @@ class Run:
 
     Attributes:
         path: its directory.
-        top1: best validation accuracy in percent, of the averaged weights where there are any; `epoch` when.
+        score: best validation accuracy in percent, of the averaged weights where there are any; `epoch` when. Of a detector the
+            AP of the last evaluation, of its masks in a row about segmentation.
         finished: whether it ran to its end.
         differs: what is not as the row's recipe has it, as `key: row's -> run's`.
     """
 
     path: str
-    seed: int
-    top1: float
+    seed: int | None
+    score: float
     epoch: int
     finished: bool
     differs: list[str]
@@ -344,12 +382,12 @@ class Result:
     @property
     def reached(self) -> str:
         """Mean of the finished runs by the row's recipe, over seeds; else what there is, and what is different about it."""
-        good = [run.top1 for run in self.runs if run.finished and not run.differs]
+        good = [run.score for run in self.runs if run.finished and not run.differs]
         if good:
             spread = f" +- {statistics.stdev(good):.2f}" if len(good) > 1 else ""
             return f"{statistics.mean(good):.2f}{spread} ({len(good)} seed{'s' * (len(good) > 1)})"
         return ", ".join(
-            f"{run.top1:.2f} ({'other recipe' if run.differs else f'not finished, epoch {run.epoch}'})" for run in self.runs
+            f"{run.score:.2f} ({'other recipe' if run.differs else f'not finished, epoch {run.epoch}'})" for run in self.runs
         )
 
     def record(self) -> dict[str, Any]:
@@ -359,7 +397,7 @@ class Result:
         content |= {
             "build": None
             if build is None
-            else {**asdict(build), "own": dict(build.own), "shared": dict(build.shared), "test": dict(build.test)},
+            else {**asdict(build), **{key: dict(getattr(build, key)) for key in ("own", "shared", "test", "counted")}},
             "command": None if build is None else build.command(),
             "here": {**asdict(self.measured), "params_in_unit": self.params, "flops": self.flops},
             "verdict": self.verdict,
@@ -372,20 +410,27 @@ class Result:
 
 def evaluate(
     rows: Iterable[Row],
-    count_detector: Callable[[Build], int] | None = None,
+    count_detector: Callable[[Build], flops.Count] | None = None,
     runs: Mapping[str, list[tuple[Path, dict[str, Any]]]] | None = None,
+    detector_runs: Callable[[Row], list[Run]] | None = None,
 ) -> list[Result]:
     """Builds every row and judges it.
 
     Args:
         rows: from `load_rows`.
-        count_detector: gives the trainable parameters of a detector; None where MMDetection is not installed.
+        count_detector: counts a detector; None where MMDetection is not installed.
         runs: from `find_runs`.
+        detector_runs: gives the runs of a detector; None where MMDetection is not installed, or none are wanted.
     """
-    return [judge(row, _measured(row, count_detector), matching_runs(row, runs or {})) for row in rows]
+    results = []
+    for row in rows:
+        detects = row.build is not None and row.build.detector is not None
+        found = (detector_runs(row) if detector_runs else []) if detects else matching_runs(row, runs or {})
+        results.append(judge(row, _measured(row, count_detector), found))
+    return results
 
 
-def _measured(row: Row, count_detector: Callable[[Build], int] | None) -> Measured:
+def _measured(row: Row, count_detector: Callable[[Build], flops.Count] | None) -> Measured:
     if row.build is None:
         return Measured()
     if row.build.detector is None:
@@ -393,9 +438,10 @@ def _measured(row: Row, count_detector: Callable[[Build], int] | None) -> Measur
     if count_detector is None:
         return Measured(problem=UNCOUNTED)
     try:
-        return Measured(params=count_detector(row.build))
+        found = count_detector(row.build)
     except ValueError as error:
         return Measured(problem=str(error))
+    return Measured(found.params, found.papers, found.macs)
 
 
 def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
@@ -411,7 +457,7 @@ def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
         reason = reason or "no network"
     elif found.problem == UNCOUNTED:
         verdict = UNCOUNTED if row.reproduced else EXPLAINED
-        reason = reason or (UNCOUNTED if printed is not None else "the table prints no parameters")
+        reason = "; ".join([*([reason] if reason else []), f"counted after {INSTALL}"])
     elif found.problem is not None or params is None:
         verdict = WRONG
         reason = f"cannot be built: {found.problem}"
@@ -484,7 +530,7 @@ def summary(results: Iterable[Result]) -> str:
     """One line: how many rows, and how many of each verdict."""
     verdicts = [result.verdict for result in results]
     parts = [f"{verdicts.count(EQUAL)} equal to the printed digit", f"{verdicts.count(EXPLAINED)} explained"]
-    for verdict, text in ((UNCOUNTED, "equal rows that need the detection extra to be counted"), (WRONG, "WRONG")):
+    for verdict, text in ((UNCOUNTED, f"that need the detection extra to be counted ({INSTALL})"), (WRONG, "WRONG")):
         if verdict in verdicts:
             parts.append(f"{verdicts.count(verdict)} {text}")
     return f"{len(verdicts)} rows: {', '.join(parts)}"
@@ -548,6 +594,10 @@ def as_json(results: list[Result]) -> str:
 
 def _legend() -> str:
     lines = [f"- FLOPs, {name}: {text}." for name, text in flops.CONVENTIONS.items()]
+    lines.append(
+        "- Detectors: trainable parameters, and operations by MMDetection 2's analysis for one image of the size that the config"
+        " tests with, 1000 proposals and 100 masks; how BA-Net's were counted stands in its remarks."
+    )
     lines.append("- FLOPs are in 1e9 per image; params in 1e6, with Mi in 2^20. Nothing is run to count them.")
     return "\n".join(lines)
 

@@ -109,6 +109,11 @@ def names(cfg: Mapping[str, Any]) -> list[str]:
     return [part if isinstance(part, str) else "none" if part is None else "custom" for part in parts]
 
 
+def pretrained(cfg: Mapping[str, Any]) -> str | None:
+    """The checkpoint that the backbone starts from."""
+    return (_part(cfg, "backbone").get("init_cfg") or {}).get("checkpoint")
+
+
 def _part(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A part of the model, empty where there is none or it is a list."""
     model = cfg.get("model")

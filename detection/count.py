@@ -3,16 +3,17 @@
 Parameters are the trainable ones, so with `frozen_stages=1` stem and first stage are left out. Operations are counted as
 MMDetection 2's analysis did (`tools/analysis_tools/get_flops.py` over mmcv's counter): one image of the size that the config
 resizes to, not padded; the heads on as many proposals as the config keeps, the mask head on as many boxes; per module a
-multiply-accumulate or an addition of a bias is one operation, BatchNorm2d 2 and ReLU 1 per element, pooling 1 per input
-element; RoIAlign and functional calls are nothing. In the backbone `attn.flops` counts by the same convention, where a
-pooling counts whether a module or a function computes it. Nothing is computed: everything runs on the meta device.
+multiply-accumulate is one operation, as is the addition of a convolution's bias (a linear layer's is none), BatchNorm2d 2
+and ReLU 1 per element, pooling 1 per input element; RoIAlign and functional calls are nothing. In the backbone `attn.flops`
+counts by the same convention, where a pooling counts whether a module or a function computes it. Nothing is computed:
+everything runs on the meta device.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,21 @@ from attn.flops import Count, OperatorCounter, parameters
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
-def count(config: str | Path | Config, options: Mapping[str, Any] | None = None) -> Count:
+def count(
+    config: str | Path | Config,
+    options: Mapping[str, Any] | None = None,
+    size: Sequence[int] | None = None,
+    wrappers: bool = True,
+) -> Count:
     """Counts the detector of a config; `papers` is what the papers print as FLOPs.
 
     Args:
         config: path of a config, or the config.
         options: overrides, as of `--cfg-options`.
+        size: height and width of the image; by default `image_size` of the config.
+        wrappers: count mmcv's own subclasses of torch's layers, too. Its counter knew torch's classes alone at first, which
+            leaves out the deconvolution and the last convolution of a mask head (mmcv's `flops_counter.py`,
+            `type(module) in MODULES_MAPPING`; later versions list the subclasses).
 
     Raises:
         ValueError, FileNotFoundError: the config does not exist or does not build.
@@ -42,12 +52,12 @@ def count(config: str | Path | Config, options: Mapping[str, Any] | None = None)
     init_default_scope(cfg.get("default_scope", "mmdet"))
     with torch.device("meta"):
         model = MODELS.build(cfg.model).eval()
-    height, width = image_size(cfg)
+    height, width = size or image_size(cfg)
     with torch.device("meta"), torch.no_grad():
         image = torch.empty(1, 3, height, width)
         with OperatorCounter(model) as backbone:
             maps = model.backbone(image)
-        with ModuleCounter(model) as rest, OperatorCounter(model) as operators:
+        with ModuleCounter(model, wrappers) as rest, OperatorCounter(model) as operators:
             _neck_and_heads(model, maps, cfg.model)
     return Count(parameters(model), backbone.papers + rest.total, backbone.macs + operators.macs)
 
@@ -78,15 +88,17 @@ def _neck_and_heads(model: Any, maps: tuple[Tensor, ...], cfg: Any) -> None:
 
 
 class ModuleCounter:
-    """Adds up operations of the modules that run inside it, in mmcv's convention."""
+    """Adds up operations of the modules that run inside it, in mmcv's convention; `wrappers` as in `count`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, wrappers: bool = True) -> None:
         self.total = 0
-        self._model = model
+        self._model, self._wrappers = model, wrappers
         self._hooks: list[Any] = []
 
     def __enter__(self) -> ModuleCounter:
         leaves = [module for module in self._model.modules() if isinstance(module, COUNTED)]
+        if not self._wrappers:
+            leaves = [module for module in leaves if not type(module).__module__.startswith("mmcv.")]
         self._hooks = [module.register_forward_hook(self._add) for module in leaves]
         return self
 
@@ -118,7 +130,7 @@ def operations(module: Any, x: Tensor, out: Tensor) -> int:
     if isinstance(module, nn.ConvTranspose2d):
         return x.numel() * module.out_channels // module.groups * math.prod(module.kernel_size) + bias
     if isinstance(module, nn.Linear):
-        return x.numel() * module.out_features + bias
+        return x.numel() * module.out_features
     if isinstance(module, nn.BatchNorm2d):
         return x.numel() * (2 if module.affine else 1)
     return out.numel() if isinstance(module, nn.ReLU) else x.numel()

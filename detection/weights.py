@@ -15,6 +15,7 @@ from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
 from attn import checkpoint as checkpoints
+from attn import tables
 from attn.attention import Attention
 from attn.checkpoint import BadCheckpoint
 from attn.errors import UserError
@@ -48,6 +49,7 @@ def load_backbone(
     if checkpoint.startswith((TIMM, TORCHVISION)):
         weights = _timm_weights(checkpoint, backbone)
     else:
+        check_present(checkpoint)
         content = checkpoints.read(checkpoint)
         weights = checkpoints.pick_weights(content, ema, checkpoint)
         averaged = "ema" if weights is not content["model"] else "model"
@@ -68,6 +70,19 @@ def load_backbone(
     model.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
     parameters = {name for name, _ in model.named_parameters()}
     return [k for k in absent if k in parameters]
+
+
+def check_present(checkpoint: str | None) -> None:
+    """Refuses a missing file, and says what would make it.
+
+    Raises:
+        BadCheckpoint: there is no such file; names the command that leaves it there, where one is known.
+    """
+    if checkpoint is None or "://" in checkpoint or Path(checkpoint).exists():
+        return
+    command = tables.training_command(checkpoint)
+    made = f"; it is made by: {command}" if command else ""
+    raise BadCheckpoint(f"checkpoint {checkpoint}: no such file{made}")
 
 
 def _timm_weights(checkpoint: str, backbone: str) -> Mapping[str, Tensor]:

@@ -13,35 +13,27 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-
-import torch
 
 from attn import flops, tables
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-def detector_counter() -> Callable[[tables.Build], int] | None:
-    """Gives the trainable parameters of a detection row's config; None without MMDetection."""
-    sys.path.insert(0, str(ROOT))  # `detection` is no installed package
+def detector_tools(
+    directory: Path | None,
+) -> tuple[Callable[[tables.Build], flops.Count] | None, Callable[[tables.Row], list[tables.Run]] | None]:
+    """What counts the detector of a row, and what finds its runs below a directory; nothing without MMDetection."""
     try:
-        from mmdet.registry import MODELS
-        from mmengine.config import Config
-        from mmengine.registry import init_default_scope
-
-        import detection  # noqa: F401
+        from detection import runs
+        from detection.count import CONFIGS, count
     except ImportError:
-        return None
-    init_default_scope("mmdet")
+        return None, None
 
-    def count(build: tables.Build) -> int:
-        cfg = Config.fromfile(str(ROOT / "detection" / "configs" / f"{build.detector}.py"))
-        cfg.model.backbone.init_cfg = None
-        with torch.device("meta"):
-            return flops.parameters(MODELS.build(cfg.model))
+    @cache
+    def count_detector(build: tables.Build) -> flops.Count:
+        return count(CONFIGS / f"{build.detector}.py", **dict(build.counted))
 
-    return count
+    return count_detector, None if directory is None else partial(runs.matching, runs.find(directory))
 
 
 def main() -> int:
@@ -50,7 +42,9 @@ def main() -> int:
     parser.add_argument("--table", help="as the paper numbers it: 1, 2e, XII")
     parser.add_argument("--computed", action="store_true", help="sizes that follow from released code alone (BA-Net v2)")
     parser.add_argument("--format", choices=("text", "md", "json"), default="text")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="also show the accuracy that runs below DIR reached")
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="also show the accuracy that runs below DIR reached (. for runs/ and work_dirs/)"
+    )
     args = parser.parse_args()
     if args.runs is not None and not args.runs.is_dir():
         parser.error(f"--runs {args.runs}: no such directory")
@@ -59,7 +53,8 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     runs = None if args.runs is None else tables.find_runs(args.runs)
-    results = tables.evaluate(rows, detector_counter(), runs)
+    count_detector, detector_runs = detector_tools(args.runs)
+    results = tables.evaluate(rows, count_detector, runs, detector_runs)
     show = {"text": tables.as_text, "md": tables.as_markdown, "json": tables.as_json}[args.format]
     with contextlib.suppress(BrokenPipeError):  # the reader may have seen enough, as in `| head`
         print(show(results), flush=True)

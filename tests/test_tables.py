@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from attn import registry, tables
 from attn.config import to_dict
+from attn.flops import Count
 from attn.tables import EQUAL, EXPLAINED, UNCOUNTED, WRONG, Build, Measured, Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,6 +94,8 @@ def test_parameters_are_exactly_those_of_the_definitions(results: dict[str, tabl
             EQUAL,
         ),
         ({"counts": "with_statistics"}, Measured(25_000_000, 4_121_924_096, 0, statistics=557_032), EQUAL),
+        ({"printed": {"params": 25.56, "flops": 215.51}}, Measured(25_557_032, 215_512_400_505, 0), EQUAL),
+        ({"printed": {"params": 25.56, "flops": 215.51}}, Measured(25_557_032, 215_820_200_000, 0), WRONG),
     ],
 )
 def test_verdicts(changes: dict[str, Any], found: Measured, verdict: str) -> None:
@@ -102,6 +105,55 @@ def test_verdicts(changes: dict[str, Any], found: Measured, verdict: str) -> Non
     judged = tables.judge(row, found)
     assert judged.verdict == verdict
     assert judged.verdict == EQUAL or judged.reason
+
+
+def test_without_mmdetection_the_rows_say_how_to_install_it() -> None:
+    rows = [row for row in ROWS if row.build is not None and row.build.detector is not None]
+    found = tables.evaluate(rows)
+    assert all(tables.INSTALL in str(r.reason) for r in found)
+    assert {r.verdict for r in found if r.row.reproduced} == {UNCOUNTED}
+    assert tables.summary(found).endswith(f"12 that need the detection extra to be counted ({tables.INSTALL})")
+
+
+def test_a_detectors_operations_stand_beside_the_printed_ones() -> None:
+    row = next(row for row in ROWS if row.id == "ba_net/5/1")
+    assert row.build is not None
+    assert dict(row.build.counted) == {"size": (800, 1330), "wrappers": False}
+    (counted,) = tables.evaluate([row], lambda build: Count(41_527_712, 215_512_400_505, 0))
+    assert (counted.verdict, counted.flops) == (EQUAL, 215.512400505)
+    (wrong,) = tables.evaluate([row], lambda build: Count(41_527_712, 215_820_200_000, 0))
+    assert (wrong.verdict, wrong.reason) == (WRONG, "FLOPs: printed 215.51, here 215.8202")
+
+
+DETECTORS = [row for row in ROWS if row.build is not None and row.build.detector is not None]
+
+
+def test_detectors_start_from_what_the_imagenet_commands_leave() -> None:
+    for row in DETECTORS:
+        assert row.build is not None
+        text = (ROOT / "detection" / "configs" / f"{row.build.detector}.py").read_text()
+        named = re.findall(r'checkpoint="([^"]*)"', text)
+        source = tables.pretraining(row)
+        assert named == ([] if source is None else [source.checkpoint()]), row.id
+        assert (source is None) == (row.build.attention == "none"), row.id
+        if source is not None:
+            command = tables.training_command(named[0])
+            printed = [other.build.command() for other in ROWS if other.build is not None and not other.build.test]
+            assert command in printed, row.id
+            assert f"run_dir={source.run_dir()}" in str(command)
+            assert source.mapping("attention") == row.build.mapping("attention")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "command"),
+    [
+        ("runs/resnet50-se-imagenet/seed0/best.pt", "python train.py backbone=resnet50 attention=se data=imagenet"),
+        ("runs/resnet50-sse-imagenet/seed0/best.pt", None),
+        ("elsewhere/best.pt", None),
+    ],
+)
+def test_what_makes_a_checkpoint_is_known_by_its_place(checkpoint: str, command: str | None) -> None:
+    assert tables.training_command(checkpoint) == command
 
 
 def test_rounding_is_to_the_printed_digit() -> None:
@@ -170,7 +222,7 @@ def test_runs_are_found_by_what_they_trained(tmp_path: Path) -> None:
     fake_run(tmp_path / "seed1", build, [79.0], seed=1)
     found = tables.find_runs(tmp_path)
     runs = tables.matching_runs(row, found)
-    assert {(r.top1, r.epoch, r.seed, r.finished, tuple(r.differs)) for r in runs} == {
+    assert {(r.score, r.epoch, r.seed, r.finished, tuple(r.differs)) for r in runs} == {
         (78.0, 2, 0, True, ()),
         (79.0, 1, 1, True, ()),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import detection_fixtures
@@ -12,8 +11,9 @@ import yaml
 from mmengine.config import Config
 
 import attn
+from attn import tables
 from attn.errors import UserError
-from detection import cli
+from detection import AttentionBackbone, cli
 from detection.backbone import plain
 
 pytest_plugins = [detection_fixtures.__name__]
@@ -56,20 +56,36 @@ def test_every_printed_row_names_its_config() -> None:
     assert len(named) == 15 + 9 + 6 + 12 + 5 + 6
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_checkpoint_of_a_row_is_where_train_py_puts_it(row: str) -> None:
-    """`runs/${backbone}-${attention}-${data}/seed${seed}` with the row's backbone and attention."""
+SOURCES = {
+    row.build.detector: tables.pretraining(row)
+    for row in tables.load_rows()
+    if row.build is not None and row.build.detector is not None
+}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "_none" not in row and not row.startswith("aw_conv")])
+def test_weights_of_the_imagenet_command_fit_the_row(row: str) -> None:
+    """The printed command's network has the parameters of the row's backbone, by name and shape, and its classifier."""
     backbone = Config.fromfile(str(CONFIGS / "rows" / f"{row}.py")).model.backbone
-    attended = backbone.get("attention") is not None
-    if not attended:
-        assert backbone.init_cfg.checkpoint == "torchvision://"
+    source = SOURCES.get(f"rows/{row}")
+    if source is None:  # what no table prints
+        command = tables.training_command(backbone.init_cfg.checkpoint)
+        assert command is not None
+        assert f"backbone={backbone.backbone} attention={backbone.attention} " in command
         return
-    folder = Path(backbone.init_cfg.checkpoint)
-    name, attention, data = folder.parts[1].split("-")
-    assert (folder.parts[0], folder.parts[2:], name, data) == ("runs", ("seed0", "best.pt"), backbone.backbone, "imagenet")
-    assert row.endswith(f"_{attention}")
-    if isinstance(backbone.attention, str):
-        assert backbone.attention == attention
+    assert backbone.init_cfg.checkpoint == source.checkpoint()
+    options = {key: value for key, value in backbone.items() if key not in ("type", "init_cfg")}
+    with torch.device("meta"):
+        own = AttentionBackbone(**options).model.state_dict()
+    trained = {name: value for name, value in tables.network(source).state_dict().items() if not name.startswith("fc.")}
+    assert {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in trained.items()}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "_none" in row or row.startswith("aw_conv")])
+def test_rows_without_attention_start_from_torchvision(row: str) -> None:
+    backbone = Config.fromfile(str(CONFIGS / "rows" / f"{row}.py")).model.backbone
+    assert backbone.get("attention") is None
+    assert backbone.init_cfg.checkpoint == "torchvision://"
 
 
 @pytest.mark.parametrize(

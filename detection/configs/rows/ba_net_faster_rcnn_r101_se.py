@@ -4,6 +4,6 @@ model = dict(
     backbone=dict(
         backbone="resnet101",
         attention=dict(block=dict(_target_="attn.modules.se.SE", reduction=16, bias=False)),
-        init_cfg=dict(checkpoint="runs/resnet101-se-imagenet/seed0/best.pt"),
+        init_cfg=dict(checkpoint="runs/resnet101-se-bias_false-ba_net_fcanet/seed0/best.pt"),
     )
 )

@@ -1,3 +1,3 @@
 # BA-Net, table 5: Faster R-CNN, ResNet-50, BA.
 _base_ = "../ba_net_faster_rcnn.py"
-model = dict(backbone=dict(attention="ba", init_cfg=dict(checkpoint="runs/resnet50-ba-imagenet/seed0/best.pt")))
+model = dict(backbone=dict(attention="ba", init_cfg=dict(checkpoint="runs/resnet50-ba-ba_net_official/seed0/best.pt")))

@@ -1,3 +1,3 @@
 # BA-Net v2 (2024; it prints no detection table) by the recipe of BA-Net: Faster R-CNN, ResNet-50.
 _base_ = "../ba_net_faster_rcnn.py"
-model = dict(backbone=dict(attention="ba_v2", init_cfg=dict(checkpoint="runs/resnet50-ba_v2-imagenet/seed0/best.pt")))
+model = dict(backbone=dict(attention="ba_v2", init_cfg=dict(checkpoint="runs/resnet50-ba_v2-ba_net_v2/seed0/best.pt")))

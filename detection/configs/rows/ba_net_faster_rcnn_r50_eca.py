@@ -1,3 +1,3 @@
 # BA-Net, table 5: Faster R-CNN, ResNet-50, ECA.
 _base_ = "../ba_net_faster_rcnn.py"
-model = dict(backbone=dict(attention="eca", init_cfg=dict(checkpoint="runs/resnet50-eca-imagenet/seed0/best.pt")))
+model = dict(backbone=dict(attention="eca", init_cfg=dict(checkpoint="runs/resnet50-eca-ba_net_fcanet/seed0/best.pt")))

@@ -3,6 +3,6 @@ _base_ = "../ba_net_faster_rcnn.py"
 model = dict(
     backbone=dict(
         attention=dict(block=dict(_target_="attn.modules.se.SE", reduction=16, bias=False)),
-        init_cfg=dict(checkpoint="runs/resnet50-se-imagenet/seed0/best.pt"),
+        init_cfg=dict(checkpoint="runs/resnet50-se-bias_false-ba_net_fcanet/seed0/best.pt"),
     )
 )

@@ -1,5 +1,7 @@
 # BA-Net, table 6: Mask R-CNN, ResNet-101, BA.
 _base_ = "../ba_net_mask_rcnn.py"
 model = dict(
-    backbone=dict(backbone="resnet101", attention="ba", init_cfg=dict(checkpoint="runs/resnet101-ba-imagenet/seed0/best.pt"))
+    backbone=dict(
+        backbone="resnet101", attention="ba", init_cfg=dict(checkpoint="runs/resnet101-ba-ba_net_official/seed0/best.pt")
+    )
 )

@@ -2,6 +2,6 @@
 _base_ = "../ba_net_mask_rcnn.py"
 model = dict(
     backbone=dict(
-        backbone="resnet101", attention="fca", init_cfg=dict(checkpoint="runs/resnet101-fca-imagenet/seed0/best.pt")
+        backbone="resnet101", attention="fca", init_cfg=dict(checkpoint="runs/resnet101-fca-ba_net_fcanet/seed0/best.pt")
     )
 )

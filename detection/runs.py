@@ -1,0 +1,129 @@
+"""Runs of `detection/train.py` on the disk, and the AP that they reached, for `scripts/tables.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from attn.tables import Row, Run
+from detection.backbone import plain
+from detection.count import CONFIGS
+
+SCALARS = "vis_data/scalars.json"  # below a folder per start, in the work directory
+BOXES, MASKS = ("coco/bbox_mAP", "pascal_voc/mAP"), ("coco/segm_mAP",)
+
+# What says where a run found and left its files, and how fast it was. The number of GPUs is in no config, so the images per
+# GPU say nothing about the batch either.
+FREE = (
+    *("work_dir", "launcher", "load_from", "resume", "log_level", "visualizer", "vis_backends", "default_hooks", "env_cfg"),
+    *("randomness", "custom_imports", "experiment_name", "data_root", "backend_args", "log_processor", "dataset_type"),
+    *(
+        "val_dataloader",
+        "test_dataloader",
+        "val_evaluator",
+        "test_evaluator",
+        "test_pipeline",
+        "train_pipeline",
+        "auto_scale_lr",
+    ),
+)
+FREE_KEYS = {"batch_size", "num_workers", "persistent_workers", "data_root", "ann_file", "data_prefix", "backend_args"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A work directory.
+
+    Attributes:
+        path: the directory.
+        config: what MMEngine wrote down at the last start.
+        scores: the values of every evaluation, by epoch.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    scores: Mapping[int, Mapping[str, float]]
+
+
+def find(directory: Path) -> list[Found]:
+    """All work directories below a directory that hold an evaluation."""
+    found = []
+    for work_dir in sorted({path.parents[2] for path in directory.rglob(SCALARS)}):
+        logs = sorted(work_dir.glob(f"*/{SCALARS}"))
+        scores = _evaluations(logs)
+        if scores:
+            try:
+                config = Config.fromfile(str(logs[-1].parent / "config.py"), import_custom_modules=False)
+            except Exception:  # a config is a program: anything may come
+                continue  # a run that was stopped while it wrote, or a directory of something else
+            found.append(Found(work_dir, plain(config.to_dict()), scores))
+    return found
+
+
+def matching(found: Iterable[Found], row: Row) -> list[Run]:
+    """The runs that trained a row's detector on its data, whatever their recipe; the AP is that of the last evaluation."""
+    if row.build is None or row.build.detector is None:
+        return []
+    wanted = _row_config(row.build.detector)
+    names = MASKS if row.task == "instance segmentation" else BOXES
+    runs = []
+    for run in found:
+        epoch = max(run.scores)
+        values = [run.scores[epoch][name] for name in names if name in run.scores[epoch]]
+        if values and _detector(run.config) == _detector(wanted):
+            finished = epoch >= run.config["train_cfg"]["max_epochs"]
+            seed = (run.config.get("randomness") or {}).get("seed")
+            runs.append(Run(str(run.path), seed, 100 * values[0], epoch, finished, differences(wanted, run.config)))
+    return runs
+
+
+def differences(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    """What changes the result and is not as the row's config has it, as `key: row's -> run's`."""
+    a, b = (dict(_leaves(config)) for config in (wanted, got))
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a | b) if a.get(key) != b.get(key)]
+
+
+@cache
+def _row_config(detector: str) -> Mapping[str, Any]:
+    return plain(Config.fromfile(str(CONFIGS / f"{detector}.py")).to_dict())
+
+
+def _detector(config: Mapping[str, Any]) -> str:
+    """The detector without its first weights and its training, and the kind of its data."""
+    model = {key: value for key, value in config["model"].items() if key != "train_cfg"}
+    model["backbone"] = {key: value for key, value in model["backbone"].items() if key != "init_cfg"}
+    return json.dumps([model, config["test_dataloader"]["dataset"]["type"]], sort_keys=True, default=str)
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values of what is compared."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key not in FREE_KEYS and (path or key not in FREE):
+                yield from _leaves(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _leaves(value, f"{path}.{i}")
+    else:
+        yield path, str(node)
+
+
+def _evaluations(logs: Iterable[Path]) -> dict[int, dict[str, float]]:
+    """The evaluations of all starts of a run; the later start of an epoch counts."""
+    found: dict[int, dict[str, float]] = {}
+    for log in logs:
+        for line in log.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut off when the process was killed
+            scores = {name: entry[name] for name in (*BOXES, *MASKS) if name in entry}
+            if scores:
+                found[int(entry["step"])] = scores
+    return found
