@@ -11,17 +11,20 @@ Config and overrides are MMDetection's, and so is all that stands behind them: i
 from __future__ import annotations
 
 import argparse
+import importlib
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from detection import cli
+from attn.errors import UserError
+from detection import cli, weights
 
 BACKENDS = {
     "wandb": {"type": "WandbVisBackend", "init_kwargs": {"project": "attn-detection"}},
     "tensorboard": {"type": "TensorboardVisBackend"},
 }
+EXTRAS = {"wandb": "wandb", "tensorboard": "detection"}
 
 
 def main() -> None:
@@ -35,13 +38,18 @@ def main() -> None:
     args = parser.parse_args()
     cfg = cli.load(args)
     apply(cfg, args)
+    weights.check_present(cli.pretrained(cfg))  # before minutes are spent on the data
     runner = cli.build_runner(cfg)
     _tell_batch(runner, cfg)
     runner.train()
 
 
 def apply(cfg: Config, args: argparse.Namespace) -> None:
-    """Puts the options of the command line into the config."""
+    """Puts the options of the command line into the config.
+
+    Raises:
+        UserError: a logger's package is not installed.
+    """
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
@@ -51,7 +59,17 @@ def apply(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     for name in args.logger:
+        if not _installed(name):
+            raise UserError(f"--logger {name} needs the package {name}: pip install 'attn[{EXTRAS[name]}]'")
         cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, BACKENDS[name]]
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def _tell_batch(runner: Any, cfg: Config) -> None:

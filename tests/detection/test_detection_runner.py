@@ -230,6 +230,46 @@ def test_testing_with_weights_of_another_detector_is_refused(
     assert missing in line
 
 
+@pytest.mark.parametrize(
+    ("row", "command"),
+    [
+        (
+            "ba_net_faster_rcnn_r50_se",
+            "python train.py backbone=resnet50 attention=se data=imagenet schedule=ba_net attention.block.bias=false"
+            " 'data.crop_scale=[0.1,1.0]' 'data.crop_ratio=[0.8,1.25]'"
+            " 'run_dir=runs/resnet50-se-bias_false-ba_net_fcanet/seed${seed}'",
+        ),
+        (
+            "ba_net_mask_rcnn_r101_ba_v2",
+            "run_dir=runs/resnet101-ba_v2-ba_net_v2/seed${seed}'",
+        ),
+    ],
+)
+def test_missing_pretrained_weights_name_the_command_that_makes_them(
+    row: str, command: str, tmp_path: Path, in_process: Any
+) -> None:
+    code, line = in_process("train", row, "--work-dir", str(tmp_path))
+    assert code == 2
+    assert line.startswith("error: checkpoint runs/")
+    assert "/seed0/best.pt: no such file; it is made by: python train.py " in line
+    assert line.endswith(command)
+
+
+def test_tensorboard_is_written(tmp_path: Path, digits_options: list[str], in_process: Any) -> None:
+    options = ["--work-dir", str(tmp_path), "--cfg-options", *digits_options, "train_cfg.val_interval=9"]
+    assert in_process("train", "digits_faster_rcnn", "--logger", "tensorboard", *options) == (0, "")
+    assert list(tmp_path.glob("*/vis_data/events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("name", "extra"), [("tensorboard", "detection"), ("wandb", "wandb")])
+def test_a_logger_that_is_not_installed_is_named(
+    name: str, extra: str, tmp_path: Path, in_process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    code, line = in_process("train", "digits_faster_rcnn", "--logger", name, "--work-dir", str(tmp_path))
+    assert (code, line) == (2, f"error: --logger {name} needs the package {name}: pip install 'attn[{extra}]'")
+
+
 def test_wandb_and_tensorboard_are_mmengines(tmp_path: Path) -> None:
     parser = cli.parser("")
     parser.add_argument("--amp", action="store_true")
