@@ -43,7 +43,10 @@ def main() -> int:
     parser.add_argument("--computed", action="store_true", help="sizes that follow from released code alone (BA-Net v2)")
     parser.add_argument("--format", choices=("text", "md", "json"), default="text")
     parser.add_argument(
-        "--runs", type=Path, metavar="DIR", help="also show the accuracy that runs below DIR reached (. for runs/ and work_dirs/)"
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="also show the accuracy that runs below DIR reached (. for runs/ and work_dirs/)",
     )
     args = parser.parse_args()
     if args.runs is not None and not args.runs.is_dir():
