@@ -41,7 +41,8 @@ class AWConv2d(nn.Conv2d):
 
     Args:
         conv: the convolution to take the place of; its parameters are shared, not copied.
-        reduction: r; C2 divided by the hidden width of F1.
+        reduction: r; C2 divided by the hidden width of F1. The paper does not say whether C1 or C2 is; C2 gives its printed size
+            of MobileNet, and elsewhere they are equal.
         r_c1: C1 over the depth of A; None for C1 itself, a map that does not depend on the input channel (the paper's choice).
         r_c2: C2 over the filters of A; neighbours share.
         r_hw: the kernel's sides over those of A.

@@ -26,7 +26,8 @@ class BA(Gate):
         site: the place; needs at least two convolutions. `place` leaves sites with one as the backbone made them (the
             squeeze-and-excitation of an EfficientNet's first block), if there are others.
         reduction: C (width of the refined map) divided by the width of the squeezed descriptors.
-        reduction_of: `refined`, or `input`: C is the width of the block's input, as EfficientNet reckons its own.
+        reduction_of: `refined`, or `input`: C is the width of the block's input, as EfficientNet reckons that of its own
+            squeeze-and-excitation (the authors' BA-EfficientNet does not).
         act: activation between the layers, by timm's name.
         gate: activation behind them, by timm's name: sigmoid, hard_sigmoid ...
         unused: also create, in the first block of each stage, a layer that nothing uses, as the authors' ResNeXt-50 does

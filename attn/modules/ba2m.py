@@ -27,12 +27,16 @@ class BA2M(Attention):
     A sample's score is the mean over the channels of the elementwise maximum of its branches (eq. 9). Meant for the `stage`
     slot ("between" in the paper, its best); the `block` slot is its "inside".
 
+    On inference the paper contradicts itself (the module is off; the map is multiplied by its own score; a batch is weighed by
+    its softmax). It is off here: the one reading by which an image's prediction does not depend on the others in its batch.
+
     Two readings of the branches exist, since the paper's equations and its printed sizes are those of different modules:
 
     - `equations` (eqs. 6 to 8): channel BN(FC(FC(gap x))); local BN(1x1(3x3(1x1 x))); global softmax(f g^T) h by 1x1
       convolutions that all the C/m groups of m channels share. 4Cm + 12m^2 + 6C parameters.
     - `fitted`: BAM's channel and spatial gates and an attention-augmented convolution of stride 2, which give every printed
-      size that can be reproduced. 9Cm + 18.25m^2 + 3C + 18.5m + 4 parameters (m even).
+      size that can be reproduced. 9Cm + 18.25m^2 + 3C + 18.5m + 4 parameters (m even). The two spatial branches give one value
+      per sample, which the maximum broadcasts to all channels; nothing printed decides whether it does.
 
     The literal softmax gives weights of about 1/N, which starve what follows: with it, no classifier behind the last stage
     learns anything. By default the weights are therefore multiplied by N and the branches start at zero, so that the module

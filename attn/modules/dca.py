@@ -21,9 +21,13 @@ Matching = Literal["1fc", "2fc"]
 class Connection(nn.Module):
     """Joins this block's descriptor G with the previous block's T (section 3.2), then LayerNorm and ReLU.
 
-    With g = alpha G and t = beta T: `direct` g + t; `weighted` (g^2 + t^2) / (g + t); `softmax` the mean of g and t under
-    weights softmax(g, t). As in the released code, alpha and beta are the weights of a 1x1 convolution from two channels to
-    one, initialised as the network's convolutions are, and a bias follows the join.
+    With g = alpha G and t = beta T: `direct` g + t (eqs. 2 and 3); `weighted` (g^2 + t^2) / (g + t); `softmax` the mean of g
+    and t under weights softmax(g, t). As in the released code of `direct`, alpha and beta are the weights of a 1x1 convolution
+    from two channels to one, initialised as the network's convolutions are, and bias, LayerNorm and ReLU follow; with these
+    the plain attention is no special case, as it is in the paper (alpha = 1, beta = 0).
+
+    For `weighted` and `softmax` the sizes of Table 2a say only that they have the same parameters; that they are taken channel
+    by channel, and that the same norm follows, is our reading.
 
     The weighted schema has a pole at g = -t, which descriptors after a BatchNorm do reach. It is computed as
     (g^2 + t^2) s / (s^2 + 1e-6), s = g + t: the same elsewhere, and finite there.
@@ -31,7 +35,7 @@ class Connection(nn.Module):
     Args:
         channels: C of the descriptors [N, C].
         schema: how the two are joined.
-        bias: whether the join has one (in the released code: not for SE on MobileNetV2, nor for CBAM).
+        bias: whether the join has one (in the released code: not for SE on MobileNetV2, and never for CBAM).
 
     Raises:
         ValueError: an unknown schema.
@@ -63,6 +67,9 @@ class Connection(nn.Module):
 
 def matcher(previous: int, channels: int, matching: Matching, reduction: float) -> nn.Sequential:
     """Fits descriptors [N, C'] to [N, C] (section 3.3): one fully connected layer, or two with C / reduction between them.
+
+    LayerNorm and ReLU follow each layer, as in the released code of `1fc`. For ResNets no code of `2fc` is released: the norm between
+    the two layers is decided by the printed 49.93 M of DCA-SE-ResNet-101 (Table 2d; 49.92 M without).
 
     Raises:
         ValueError: an unknown `matching`, or `reduction` leaves no channel.
@@ -101,7 +108,10 @@ class DCA(Attention):
     """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the block before.
 
     The descriptor that the gate excites is the join of this block's and of the previous one's, scaled by that one's weights
-    (eq. 4). The chain runs through the whole network; the first block has no previous one and uses its plain gate.
+    (section 3.2). The chain runs through the whole network; the first block has no previous one and uses its plain gate.
+
+    The paper says that every size matching has two layers and reduction 16. Its sizes do so for SE-ResNets and GE-ResNet-50
+    only; the configs of the other rows say otherwise.
 
     Args:
         site: the place.

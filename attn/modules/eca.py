@@ -19,6 +19,9 @@ class ECA(Gate):
             k = odd(|log2(C) / gamma + beta / gamma|).
         gamma: the rule's gamma.
         beta: the rule's b.
+
+    Raises:
+        ValueError: a size is even or not positive, or a stage has none.
     """
 
     def __init__(
@@ -33,7 +36,9 @@ class ECA(Gate):
         elif site.stage <= len(kernel_size):
             k = kernel_size[site.stage - 1]
         else:
-            raise ValueError(f"ECA: kernel_size={list(kernel_size)} has no entry for stage {site.stage}")
+            raise ValueError(
+                f"ECA: kernel_size={list(kernel_size)} has no entry for stage {site.stage}; give one odd size per stage"
+            )
         if k < 1 or k % 2 == 0:
             raise ValueError(f"ECA: kernel_size={k} must be odd and positive")
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)

@@ -13,6 +13,9 @@ class GC(Attention):
         reduction: C divided by the width between the two layers.
         zero_init: start as the identity (W2 = 0), as in the GCNet authors' code. The initialisation of DCANet's published
             networks overwrites it.
+
+    Raises:
+        ValueError: `reduction` leaves no channel.
     """
 
     def __init__(self, site: Site, reduction: float = 16, zero_init: bool = True) -> None:

@@ -58,6 +58,9 @@ class GEThetaPlus(GETheta):
         input_size: as of `GETheta`.
         reduction: C divided by the width between the two layers.
         bias: whether both layers have one.
+
+    Raises:
+        ValueError: `input_size` is not positive, or `reduction` leaves no channel.
     """
 
     def __init__(self, site: Site, input_size: int = 224, reduction: float = 16, bias: bool = True) -> None:

@@ -16,6 +16,9 @@ class SE(Gate):
         reduction: C divided by the width between the two layers.
         bias: whether both layers have one. DCANet's tables count it, BA-Net's do not.
         first_reduction: another reduction in the first block of each stage (DCANet, Table 2e and MnasNet).
+
+    Raises:
+        ValueError: a reduction leaves no channel.
     """
 
     def __init__(self, site: Site, reduction: float = 16, bias: bool = True, first_reduction: float | None = None) -> None:
