@@ -50,7 +50,7 @@ def build(mini: str, attention: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 def test_without_attention_it_is_timms_network(name: str, options: dict[str, Any]) -> None:
-    """Keys, outputs, gradients and running statistics are timm's, bit by bit, with and without checkpointing."""
+    """Keys, outputs, gradients and running statistics are timm's without checkpointing, bit by bit, and with it still so."""
     theirs = timm.create_model(name, num_classes=10, **options)
     ours: Any = attn.create_model(name, None, 10, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -60,7 +60,8 @@ def test_without_attention_it_is_timms_network(name: str, options: dict[str, Any
         outputs = []
         for model in (theirs, ours):
             model.train(training)
-            model.set_grad_checkpointing(checkpointing)
+            # timm's own checkpoints move running statistics twice a step.
+            model.set_grad_checkpointing(checkpointing and model is ours)
             model.zero_grad()
             torch.manual_seed(1)
             y = model(x)
