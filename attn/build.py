@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import timm
+import torch
 from timm.models._features import FeatureGetterNet
 from torch import nn
+from torch.func import functional_call
 
 from attn import registry
 from attn.attention import Attention, StageAttention
 from attn.backbones import families, family_of
 from attn.backbones.family import Family, Place, Slot, adopt
+from attn.options import check_options
 
 
 def create_model(
@@ -44,6 +46,10 @@ def create_model(
     Raises:
         ValueError: an unknown name or setting, or a pairing that makes no sense; says which and why.
     """
+    if not isinstance(backbone, str):
+        raise ValueError(f"backbone={backbone!r} must be a name, such as resnet50")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise ValueError(f"num_classes={num_classes!r} must be a whole number, 0 or more")
     slots = registry.resolve_attention(attention)
     label = f"backbone={backbone}" + (f" attention={attention}" if isinstance(attention, str) else "")
     try:
@@ -58,18 +64,51 @@ def create_model(
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
     if features_only:
-        return FeatureGetterNet(model, out_indices=out_indices if out_indices is not None else len(model.feature_info))
+        maps = len(model.feature_info)
+        chosen = tuple(range(maps)) if out_indices is None else out_indices
+        if not (isinstance(chosen, (tuple, list)) and chosen and all(i in range(-maps, maps) for i in chosen)):
+            raise ValueError(f"{label}: out_indices={out_indices!r} must be some of 0 to {maps - 1}, as in (1, 2)")
+        return FeatureGetterNet(model, out_indices=chosen)
     return model
+
+
+def check_input(model: nn.Module, image_size: int) -> None:
+    """Lets a model see an image [1, 3, S, S] on the meta device, where nothing is computed: shapes alone decide.
+
+    Raises:
+        ValueError: the model cannot take images of this size (Swin's is fixed; others halve a small one to nothing).
+    """
+    training = model.training
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    try:
+        with torch.no_grad():
+            shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            functional_call(model.eval(), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if "meta" not in str(error):  # else it is this device that an attention cannot take
+            raise ValueError(f"cannot take images of {image_size} pixels: {error}") from error
+    finally:
+        model.train(training)
 
 
 def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
     families()  # registers the networks that timm lacks
+    for key, value in kwargs.items():
+        if key == "in_chans" and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"in_chans={value!r} must be a whole number greater than 0")
+        if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, (int, float)) and 0 <= value < 1):
+            raise ValueError(f"{key}={value!r} must be a number, 0 or more and below 1")
     if not timm.is_model(name):
         raise ValueError(registry.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")
+    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
     try:
         return timm.create_model(name, num_classes=num_classes, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"timm refuses an option: {error}") from None
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"timm refuses an option ({given}): {error or type(error).__name__}") from None
+    except (RuntimeError, OSError) as error:
+        if kwargs.get("pretrained"):
+            raise ValueError(f"pretrained=True: timm cannot get the weights: {error}") from None
+        raise ValueError(f"timm refuses it ({given}): {error or type(error).__name__}") from None
 
 
 def attach(model: nn.Module, family: Family, slots: Mapping[str, Any]) -> None:
@@ -104,11 +143,11 @@ def _fill(places: list[Place], network: str, slot: Slot, attention: partial[Atte
     if not places:
         raise ValueError(f"{network} offers no site in the {slot} slot")
     cls: type[Attention] = attention.func  # type: ignore[assignment]
+    check_options(cls, attention.keywords)
     try:
         placed = cls.place([place.site for place in places], **attention.keywords)
     except TypeError as error:
-        options = ", ".join(p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "site"))
-        raise ValueError(f"{cls.__name__}: {error}; its options are: {options}") from None
+        raise ValueError(f"{cls.__name__} cannot be built: {error}") from error
     if all(module is None for module in placed):
         raise ValueError(f"{cls.__name__} fits no site of {network} in the {slot} slot")
     for place, module in zip(places, placed, strict=True):

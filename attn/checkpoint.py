@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attn import __version__, config
-from attn.build import create_model
+from attn.build import check_input, create_model
 from attn.config import Config
 from attn.errors import UserError
 
@@ -102,7 +102,7 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         ) from None
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
         raise BadCheckpoint(f"checkpoint {path} cannot be read (truncated, or no checkpoint): {error}") from None
-    if not isinstance(content, dict) or "model" not in content or "config" not in content:
+    if not (isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("model", "config"))):
         raise BadCheckpoint(f"checkpoint {path} is not one of train.py: it has no model and config in it")
     if content.get("format", 0) > FORMAT:
         raise BadCheckpoint(f"checkpoint {path} has format {content['format']}, newer than this version's {FORMAT}")
@@ -219,13 +219,26 @@ def build(cfg: Config, pretrained: bool = False) -> nn.Module:
     """The model of a config.
 
     Raises:
-        UserError: backbone and attention do not fit.
+        UserError: backbone, attention and images do not fit.
     """
     options = dict(cfg.backbone)
+    name = options.pop("name")
+    reserved = sorted({"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans"} & set(options))
+    if reserved:
+        raise UserError(
+            f"backbone.{reserved[0]} cannot be set: the run decides it (data.num_classes, attention=, pretrained=)"
+        )
     try:
-        return create_model(options.pop("name"), cfg.attention, cfg.data.num_classes, pretrained=pretrained, **options)
+        model = create_model(name, cfg.attention, cfg.data.num_classes, pretrained=pretrained, **options)
     except ValueError as error:
         raise UserError(f"attention={cfg.attention_name} {error}") from error
+    if cfg.grad_checkpointing and not hasattr(model, "set_grad_checkpointing"):
+        raise UserError(f"grad_checkpointing=true: backbone.name={name} has none")
+    try:
+        check_input(model, cfg.data.image_size)
+    except ValueError as error:
+        raise UserError(f"data.image_size={cfg.data.image_size}: backbone.name={name} {error}") from error
+    return model
 
 
 def non_finite(state: Mapping[str, Any]) -> str | None:

@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attn import registry
 from attn.errors import UserError
+from attn.run import flatten
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: with it, tracebacks are shown
 
@@ -31,7 +34,10 @@ def run(main: Callable[[], None], config_name: str) -> None:
         return
     os.environ[FULL_ERROR] = "1"  # else Hydra prints the errors itself and exits before we see them
     try:
+        check_arguments(sys.argv[1:])
         main()
+    except UserError as error:
+        _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, config_name, sys.argv[1:]), UserError.exit_code)
     except KeyboardInterrupt:
@@ -49,6 +55,27 @@ def one_line_errors() -> Iterator[None]:
         _fail(str(error), error.exit_code)
 
 
+def check_arguments(arguments: list[str]) -> None:
+    """Refuses what Hydra would answer by a usage of ten lines or a traceback.
+
+    Raises:
+        UserError: an unknown option, or a group that is removed, or given null or a list.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign]
+    for argument in parser.parse_args(arguments).overrides:
+        key, _, value = argument.partition("=")
+        group = key.removeprefix("~")
+        if group in registry.GROUPS and (key != group or value == "null" or value.startswith("[")):
+            raise UserError(f"{argument}: name one {group}, as in {group}=NAME: {', '.join(registry.names(group))}")
+
+
+def _refuse_option(message: str) -> NoReturn:
+    raise UserError(
+        f"{message}: keys are set without dashes, as in attention=se; options such as -m stand before or behind all keys"
+    )
+
+
 def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     """One line for an error of composition: what is wrong, and what would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -59,19 +86,19 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set, as in {error.full_key}=..."
     first = str(error).splitlines()[0]
-    if isinstance(error, ConfigCompositionException) and first.startswith("Could not override '"):
-        return _unknown_key(first.split("'")[1], config_name, arguments)
+    if isinstance(error, ConfigCompositionException):
+        if first.startswith("Could not override '"):
+            return _unknown_key(first.split("'")[1], config_name, arguments)
+        if first.startswith("Ambiguous value for argument '"):
+            return f"{first}: -m runs one value after the other; a list is written [a,b], a text with a comma in quotes"
     return first
 
 
 def _unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
-    groups = [a for a in arguments if a.partition("=")[0] in registry.GROUPS and "," not in a]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(registry.config_dir()), version_base="1.3"):
-        node: DictConfig = compose(config_name, overrides=groups)
+    root = _composed(config_name, arguments)
     if "@" in key or "/" in key:
         return f"unknown group {key!r}: choose from {', '.join(registry.GROUPS)}"
-    path, parts = "", key.split(".")
+    path, node, parts = "", root, key.split(".")
     for part in parts:
         if not OmegaConf.is_dict(node) or part not in node:
             break
@@ -79,10 +106,27 @@ def _unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
     if not OmegaConf.is_dict(node):
         return f"unknown key {key!r}: {path[:-1]} is {'null' if node is None else node} here and has no keys"
     choices = [f"{path}{child!s}" for child in node]
-    return registry.unknown("key", key, choices) + f" (a key that is not listed is added by +{key}=...)"
+    elsewhere = [full for full in flatten(OmegaConf.to_container(root)) if full.endswith(f".{key}")]
+    if elsewhere:
+        return f"unknown key {key!r}: did you mean {' or '.join(map(repr, elsewhere))}? choose from {', '.join(choices)}"
+    line = registry.unknown("key", key, choices)
+    if path and parts[0] in ("attention", "backbone"):  # the others have a schema
+        line += f" (an option that is not listed is added by +{key}=...)"
+    return line
 
 
-def _fail(message: str, code: int) -> None:
+def _composed(config_name: str, arguments: list[str]) -> DictConfig:
+    """The config with the groups that were chosen, and no other argument; some may not exist here."""
+    GlobalHydra.instance().clear()
+    groups = [a for a in arguments if a.partition("=")[0] in registry.GROUPS and "," not in a]
+    with initialize_config_dir(str(registry.config_dir()), version_base="1.3"):
+        try:
+            return compose(config_name, overrides=groups)
+        except HydraException:
+            return compose(config_name)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from attn.config import Data
+from attn.errors import UserError
 
 
 class Arrays(Dataset):
@@ -47,16 +50,18 @@ class Fake(Dataset):
 
 
 class Relabelled(Dataset):
-    """A data set of torchvision or timm, whose pair is (image, label)."""
+    """A data set of torchvision or timm, whose pair is (image, label); the label must be one of `num_classes`."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, num_classes: int) -> None:
+        self.dataset, self.num_classes = dataset, num_classes
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         image, label = self.dataset[index]
+        if not 0 <= int(label) < self.num_classes:
+            raise UserError(f"image {index} has the label {label}, but data.num_classes={self.num_classes}")
         return image.convert("RGB"), int(label)
 
 
@@ -72,7 +77,17 @@ def load_dataset(data: Data, train: bool) -> Dataset:
 def imagefolder(data: Data, train: bool) -> Dataset:
     from attn.folder import Folder
 
-    return Folder(_root(data) / (data.train_split if train else data.val_split), data.num_classes)
+    root = _root(data)
+    folder = Folder(root / (data.train_split if train else data.val_split), data.num_classes)
+    other = root / data.train_split
+    if not train and other.is_dir():  # a label is the place of its class in the alphabet
+        missing = sorted({entry.name for entry in other.iterdir() if entry.is_dir()} ^ set(folder.classes))
+        if missing:
+            raise ValueError(
+                f"{root}: {data.train_split} and {data.val_split} have other classes, {', '.join(missing[:3])} is in one alone: "
+                "the labels would not agree"
+            )
+    return folder
 
 
 def cifar100(data: Data, train: bool) -> Dataset:
@@ -82,7 +97,7 @@ def cifar100(data: Data, train: bool) -> Dataset:
     if not (root / "cifar-100-python").is_dir():
         raise ValueError(f"data.root={root}: no folder cifar-100-python in it (unpack cifar-100-python.tar.gz there)")
     _expect_classes(data, 100)
-    return Relabelled(CIFAR100(str(root), train=train))
+    return Relabelled(CIFAR100(str(root), train=train), data.num_classes)
 
 
 def digits(data: Data, train: bool) -> Dataset:
@@ -119,18 +134,29 @@ def from_timm(data: Data, train: bool) -> Dataset:
             "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/flowers102"
         )
     split = data.train_split if train else data.val_split
+    said = io.StringIO()
     try:
-        dataset = create_dataset(data.dataset, root=data.root, split=split, is_training=train)
-    except (ImportError, AssertionError, KeyError, RuntimeError, ValueError, OSError) as error:
+        with contextlib.redirect_stdout(said):
+            dataset = create_dataset(data.dataset, root=data.root, split=split, is_training=train)
+    except (ImportError, AssertionError, KeyError, RuntimeError, ValueError, TypeError, OSError) as error:
+        if data.root is None and isinstance(error, TypeError):
+            raise ValueError(f"data.dataset={data.dataset} needs data.root, the folder where it lies") from error
+        reason = " ".join(f"{error} {said.getvalue()}".split())
+        reason = reason or f"no such data set, or data.root is no folder with {split!r} in it"
         raise ValueError(
-            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open the split {split!r}: {error}"
+            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: {reason}"
         ) from error
+    if said.getvalue():
+        print(said.getvalue(), end="")
     if not hasattr(dataset, "__getitem__"):
         raise ValueError(
             f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not be "
             "resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
         )
-    return Relabelled(dataset)
+    known = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if known:
+        _expect_classes(data, len(known))
+    return Relabelled(dataset, data.num_classes)
 
 
 SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
@@ -155,15 +181,18 @@ def stratified(labels: np.ndarray, every: int, held_out: bool) -> np.ndarray:
 
 def _root(data: Data) -> Path:
     if not data.root:
-        raise ValueError(f"data.root must be set for data={data.name}")
+        raise ValueError(f"data.root must be set for data={data.name}, as in data.root=/data/{data.name}")
     root = Path(data.root).expanduser()
     if not root.is_dir():
+        variable = {"imagefolder": "IMAGENET_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
         raise ValueError(
-            f"data.root={data.root}: no such folder; set data.root, or the environment variable of data={data.name}"
+            f"data.root={data.root}: no such folder; set data.root=" + (f", or export {variable}" if variable else "")
         )
     return root
 
 
 def _expect_classes(data: Data, present: int) -> None:
     if data.num_classes != present:
-        raise ValueError(f"data.num_classes={data.num_classes}, but data={data.name} has {present} classes")
+        raise ValueError(
+            f"data.num_classes={data.num_classes}, but data={data.name} has {present} classes: set data.num_classes={present}"
+        )

@@ -39,13 +39,24 @@ class Request:
         Raises:
             UserError: a value is out of range.
         """
-        raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        if OmegaConf.is_missing(composed, "checkpoint"):
+            raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt")
+        raw = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(raw, dict)
-        request = cls(**{str(key): value for key, value in raw.items()})
-        if request.weights not in ("auto", "ema", "raw"):
-            raise UserError(f"weights={request.weights}: choose from auto, ema, raw")
-        if request.batch_size is not None and not (isinstance(request.batch_size, int) and request.batch_size > 0):
-            raise UserError(f"batch_size={request.batch_size}: must be a whole number greater than 0")
+        request: Request = config.typed(cls(checkpoint=""), {str(key): value for key, value in raw.items()})
+        for key, choices in {"weights": ("auto", "ema", "raw"), "device": config.CHOICES["device"]}.items():
+            if getattr(request, key) not in choices:
+                raise UserError(f"{key}={getattr(request, key)}: choose from {', '.join(choices)}")
+        if request.batch_size is not None and request.batch_size <= 0:
+            raise UserError(f"batch_size={request.batch_size}: must be greater than 0")
+        if request.dist_timeout <= 0:
+            raise UserError(f"dist_timeout={request.dist_timeout:g}: must be greater than 0")
+        if not request.checkpoint:
+            raise UserError("checkpoint= is empty: name last.pt or best.pt of a run")
+        if request.output is not None and Path(request.output).is_dir():
+            raise UserError(
+                f"output={request.output} is a folder; name a file, such as {Path(request.output) / 'scores.json'}"
+            )
         return request
 
 
@@ -60,7 +71,7 @@ def run(request: Request) -> Scores:
     cfg = _with_data(checkpoint.load_config(content, path), request.data)
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     weights = checkpoint.pick_weights(content, ema, path)
-    used = "ema" if weights is content["ema"] else "raw"
+    used = "raw" if weights is content["model"] else "ema"
     with launch(request.device, request.dist_timeout) as ranks:
         with as_user_errors():
             data = evaluation_data(cfg.data)
@@ -71,7 +82,7 @@ def run(request: Request) -> Scores:
         share = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
         scores = evaluate(model, data, ranks, share, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
         if ranks.first:
-            _report(request, cfg, path, scores, used, content["step"])
+            _report(request, cfg, path, scores, used, content.get("step"))
     return scores
 
 
@@ -87,7 +98,7 @@ def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
     return changed
 
 
-def _report(request: Request, cfg: Config, path: Path, scores: Scores, weights: str, step: int) -> None:
+def _report(request: Request, cfg: Config, path: Path, scores: Scores, weights: str, step: int | None) -> None:
     log.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {weights} weights, step {step}")
     log.say(
         f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"

@@ -28,7 +28,10 @@ class Folder(Dataset):
             raise ValueError(f"{root}: no such folder; expected one folder per class in it, as {root}/n01440764/image.JPEG")
         self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         if len(self.classes) != num_classes:
-            raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}")
+            mend = (
+                f"set data.num_classes={len(self.classes)}, or another data.root" if self.classes else "is data.root right?"
+            )
+            raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}: {mend}")
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
             files = sorted(str(f) for f in (root / name).rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)

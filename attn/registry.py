@@ -54,6 +54,8 @@ def resolve_attention(attention: str | Mapping[str, Any] | None) -> dict[str, An
     Raises:
         ValueError: unknown name, key or target.
     """
+    if not (attention is None or isinstance(attention, (str, Mapping))):
+        raise ValueError(f"attention={attention!r} must be a name, a mapping of slots or None")
     mapping = load("attention", attention) if isinstance(attention, str) else dict(attention or {})
     resolved: dict[str, Any] = dict(SETTINGS)
     for key, value in mapping.items():
@@ -89,7 +91,9 @@ def _build(node: Any, where: str) -> Any:
     return partial(target, **options)
 
 
-def _locate(path: str, where: str) -> Any:
+def _locate(path: Any, where: str) -> Any:
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"{where}._target_={path!r} must be a module and a class, as in attn.modules.se.SE")
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

@@ -28,7 +28,12 @@ def train_transform(data: Data) -> v2.Transform:
     if data.auto_augment:
         hints = {"translate_const": int(size * 0.45), "img_mean": tuple(round(255 * m) for m in data.mean)}
         make = rand_augment_transform if data.auto_augment.startswith("rand") else auto_augment_transform
-        steps.append(make(data.auto_augment, hints))
+        try:
+            steps.append(make(data.auto_augment, hints))
+        except (AssertionError, ValueError) as error:
+            raise ValueError(
+                f"data.auto_augment={data.auto_augment}: timm refuses it ({error}); use rand-m9-mstd0.5-inc1, original, v0 ..."
+            ) from None
     if data.color_jitter:
         steps.append(v2.ColorJitter(*3 * (data.color_jitter,)))
     steps += _to_tensor(data)
