@@ -9,7 +9,6 @@ mixup, EMA, bf16 and gradient accumulation. With AMP on a GPU: `device=cuda dete
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import random
 import shutil
@@ -20,13 +19,14 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from hydra import compose, initialize_config_dir
 
 from attn import checkpoint, config, loop, run
 from attn.config import Config
+from attn.fingerprint import fingerprint
 from attn.registry import config_dir
 
 DEFAULT = ["data=digits", "schedule=quick", "data.image_size=32", "data.test_resize=32", "schedule.epochs=2", "logger=none"]
@@ -34,30 +34,6 @@ DEFAULT += ["schedule.batch_size=64", "backbone=resnet18", "backbone.name=resnet
 DEFAULT += ["+backbone.stem_width=16", "+backbone.drop_path_rate=0.1", "attention=ba", "attention.block.reduction=4"]
 DEFAULT += ["schedule.mixup=0.2", "schedule.ema_decay=0.99", "schedule.amp=bf16", "schedule.accumulate=2"]
 DEFAULT += ["data.workers=2", "save_every_steps=5", "log_every=1"]
-
-
-def fingerprint(run_dir: Path) -> str:
-    """SHA-256 of what training made, without times."""
-    sums = hashlib.sha256()
-
-    def add(node: Any) -> None:
-        if isinstance(node, torch.Tensor):
-            sums.update(node.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(node, dict):
-            for key in sorted(node, key=str):
-                sums.update(str(key).encode())
-                add(node[key])
-        elif isinstance(node, list):
-            for child in node:
-                add(child)
-        else:
-            sums.update(repr(node).encode())
-
-    content = checkpoint.read(run_dir / checkpoint.LAST)
-    for key in ("model", "ema", "optimizer", "scaler", "step", "best"):
-        add(content[key])
-    add([{k: v for k, v in row.items() if k != "images_per_second"} for row in run.read_metrics(run_dir)])
-    return sums.hexdigest()
 
 
 def start(cfg: Config, ranks: int, output: Path) -> list[int]:

@@ -9,9 +9,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from formulas import logistic, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 import attn
 from attn import registry
@@ -30,17 +31,6 @@ def site(widths: tuple[int, ...] = WIDTHS, **fields: Any) -> Site:
     return Site(**{"widths": widths, "stage": 1, "block": 0, "depth": 0, "stride": 32} | fields)
 
 
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module in eval mode with every parameter and statistic random, so that no term is hidden by its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                tensor.copy_(0.5 + noise.abs() if name.endswith("running_var") else noise)
-    return module.eval()
-
-
 def features(widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> tuple[Tensor, ...]:
     """Maps of a block with stride 2: the first convolution's output is still large."""
     generator = torch.Generator().manual_seed(seed)
@@ -51,10 +41,6 @@ def features(widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> tuple[Tensor, .
 def normalise(z: Tensor, norm: Any) -> Tensor:
     """Eval-mode batch norm of [N, C], written out."""
     return (z - norm.running_mean) / (norm.running_var + norm.eps) ** 0.5 * norm.weight + norm.bias
-
-
-def logistic(z: Tensor) -> Tensor:
-    return 1 / (1 + (-z).exp())
 
 
 @given(reduction=st.sampled_from([1, 2, 4, 16]), bias=st.booleans(), seed=st.integers(0, 9))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import logistic, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -37,26 +38,11 @@ def conv_site(width: int = 16, stride: int = 1, **fields: Any) -> Site:
     return site(width, conv=nn.Conv2d(8, width, 3, stride, 1, bias=False), **fields)
 
 
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module in eval mode with every parameter and statistic random, so that no term is hidden by its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                tensor.copy_(0.5 + noise.abs() if name.endswith("running_var") else noise)
-    return module.eval()
-
-
 def normalise(x: Tensor, norm: Any) -> Tensor:
     """Eval-mode batch norm of [N, C, ...], written out."""
     shape = (1, -1, *[1] * (x.ndim - 2))
     mean, var, weight, bias = (t.reshape(shape) for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
     return (x - mean) / (var + norm.eps) ** 0.5 * weight + bias
-
-
-def logistic(z: Tensor) -> Tensor:
-    return 1 / (1 + (-z).exp())
 
 
 def count(backbone: str, name: str, **options: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import randomised
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import Conv2dSame, SelectiveKernel
@@ -38,17 +39,6 @@ def site(width: int = 8, prev: int | None = None, **fields: Any) -> Site:
 
 def conv_site(width: int = 8, prev: int | None = None, conv: nn.Conv2d | None = None) -> Site:
     return site(width, prev, conv=nn.Conv2d(width, width, 3, padding=1, bias=False) if conv is None else conv)
-
-
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module in eval mode with every parameter and statistic random, so that no term is hidden by its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                tensor.copy_(0.5 + noise.abs() if name.endswith("running_var") else noise)
-    return module.eval()
 
 
 def maps(widths: tuple[int, ...] = WIDTHS, side: int = 8, batch: int = 3) -> list[Tensor]:

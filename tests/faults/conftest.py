@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fault_harness import RICH, fingerprint, finished
+from fault_harness import RICH, finished
+
+from attn.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="session")

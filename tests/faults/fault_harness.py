@@ -5,7 +5,6 @@ A fork server imports torch once; every rank is forked from it, in a session of 
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -165,28 +164,3 @@ def finished(run_dir: Path, *overrides: str, **options: Any) -> Run:
     assert set(codes) == {0}, done.text
     assert (run_dir / run.DONE).exists()
     return done
-
-
-def fingerprint(run_dir: Path, name: str = "last.pt") -> str:
-    """SHA-256 of weights, averaged weights, optimizer, scaler, best, and all metrics but the speed."""
-    from attn import checkpoint
-
-    content = checkpoint.read(run_dir / name)
-    sums = hashlib.sha256()
-
-    def add(node: Any, path: str) -> None:
-        if isinstance(node, dict):
-            for key in sorted(node, key=str):
-                add(node[key], f"{path}/{key}")
-        elif isinstance(node, (list, tuple)):
-            for index, child in enumerate(node):
-                add(child, f"{path}/{index}")
-        elif hasattr(node, "numpy"):
-            sums.update(path.encode() + node.contiguous().numpy().tobytes())
-        else:
-            sums.update(f"{path}={node!r}".encode())
-
-    keys = ("model", "ema", "optimizer", "scaler", "step", "evaluated", "best", "meter")
-    add({key: content[key] for key in keys}, "")
-    add([{k: v for k, v in row.items() if k != "images_per_second"} for row in run.read_metrics(run_dir)], "metrics")
-    return sums.hexdigest()

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from fault_harness import PER_EPOCH, TINY, Run, fingerprint, finished
+from fault_harness import PER_EPOCH, TINY, Run, finished
 from fault_injection import full_disk_in_save, signal_in_save, signal_in_step, slow_steps
 
 import attn
 from attn import checkpoint, run
 from attn.checkpoint import BadCheckpoint
+from attn.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_harness import ROOT, TINY, Run, fingerprint, finished
+from fault_harness import ROOT, TINY, Run, finished
 from PIL import Image
 
 from attn import run
+from attn.fingerprint import fingerprint
 from attn.folder import DecodeError, Folder, UnreadableImage, decode, read_bytes, read_rgb
 
 ROWS, COLUMNS = np.mgrid[:40, :48]

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from fault_harness import PER_EPOCH, RICH, STEPS, TINY, Run, compose_config, fingerprint, finished
+from fault_harness import PER_EPOCH, RICH, STEPS, TINY, Run, compose_config, finished
 from fault_injection import signal_in_evaluation, signal_in_save, signal_in_step
 
 from attn import checkpoint, run
 from attn.data import train_data
 from attn.dist import Ranks
+from attn.fingerprint import fingerprint
 
 Reference = Callable[[int], str]
 KILLED = [-9]

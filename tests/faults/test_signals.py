@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_harness import PER_EPOCH, RICH, STEPS, Run, fingerprint, finished
+from fault_harness import PER_EPOCH, RICH, STEPS, Run, finished
 from fault_injection import (
     fail_in_step,
     leave_in_step,
@@ -24,6 +24,7 @@ from fault_injection import (
 )
 
 from attn import checkpoint, run
+from attn.fingerprint import fingerprint
 
 Reference = Callable[[int], str]
 PREEMPTED = 75

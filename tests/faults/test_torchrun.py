@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_harness import RICH, ROOT, STEPS, TINY, fingerprint
+from fault_harness import RICH, ROOT, STEPS, TINY
 
 from attn import checkpoint, run
+from attn.fingerprint import fingerprint
 
 Reference = Callable[[int], str]
 HERE = Path(__file__).parent
