@@ -194,14 +194,6 @@ def test_a_sweep_keeps_its_cells_apart(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_compiled_training(tmp_path: Path) -> None:
-    result = call(
-        ["train.py", *TINY, "attention=ba", "compile=true", "schedule.batch_size=512", f"run_dir={tmp_path / 'run'}"]
-    )
-    assert result.returncode == 0, result.stderr
-    assert not any("_orig_mod" in key for key in weights(tmp_path / "run" / "last.pt"))
-
-
 def test_dreal_trains_its_critic(tmp_path: Path) -> None:
     """An attention's own objective is part of the loss, also where DDP demands a gradient for every parameter."""
     folder = tmp_path / "run"

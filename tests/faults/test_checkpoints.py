@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from fault_harness import PER_EPOCH, TINY, Run, finished
+from fault_harness import PER_EPOCH, Run, finished
 from fault_injection import full_disk_in_save, signal_in_save, signal_in_step, slow_steps
 
 import attn
@@ -247,25 +246,6 @@ def test_a_killed_run_frees_its_folder_at_once(tmp_path: Path) -> None:
     killed = Run(tmp_path / "run", "data.workers=2", faults=[signal_in_step(1)])
     assert killed.wait() == [-9]
     finished(tmp_path / "run")  # its loader processes may still be noticing
-
-
-def test_keys_are_those_of_the_plain_model(tmp_path: Path) -> None:
-    """DDP, compilation, EMA, an autocast with a scaler, activation checkpoints and another memory layout leave no trace."""
-    base = [o for o in TINY if not o.startswith("attention=")] + ["attention=none"]
-    options = [
-        "compile=true",
-        "schedule.ema_decay=0.5",
-        "channels_last=true",
-        "grad_checkpointing=true",
-        "schedule.amp=bf16",
-    ]
-    finished(tmp_path / "run", *options, "schedule.epochs=1", base=base, ranks=2, env={"TORCHDYNAMO_DISABLE": "1"})
-    content = checkpoint.read(tmp_path / "run" / "last.pt")
-    plain = timm.create_model("resnet10t", num_classes=8, channels=[8, 12, 16, 24], stem_width=8)
-    for key in ("model", "ema"):
-        assert list(content[key]) == list(plain.state_dict())
-        plain.load_state_dict(content[key], strict=True)
-    assert not any(key.startswith(("module.", "_orig_mod.")) for key in content["model"])
 
 
 def test_a_checkpoint_without_a_training_state_is_refused_for_training_only(stopped: Path, tmp_path: Path) -> None:

@@ -50,7 +50,14 @@ def test_the_result_is_that_of_the_plain_loop(tmp_path: Path, slot: str) -> None
 @pytest.mark.parametrize("slot", ["ba", "ba2m global"])
 def test_a_killed_run_continues_with_all_of_them(tmp_path: Path, slot: str) -> None:
     """The scale of fp16 comes down by steps without an update first; it is kept too."""
-    options = [*SLOTS[slot], *LOOP, "schedule.amp=fp16", "grad_checkpointing=true", "channels_last=true", "save_every_steps=1"]
+    options = [
+        *SLOTS[slot],
+        *LOOP,
+        "schedule.amp=fp16",
+        "grad_checkpointing=true",
+        "channels_last=true",
+        "save_every_steps=1",
+    ]
     finished(tmp_path / "whole", *options, ranks=2)
     killed = Run(tmp_path / "killed", *options, ranks=2, faults=[signal_in_step(4)])
     assert -9 in killed.wait(), killed.text
@@ -73,7 +80,9 @@ def test_compiled_training_on_two_ranks(tmp_path: Path) -> None:
     content = checkpoint.read(tmp_path / "run" / "last.pt")
     assert checkpoint.non_finite({key: content[key] for key in ("model", "ema", "optimizer")}) is None
     plain, row = (run.read_metrics(tmp_path / name)[-1] for name in ("plain", "run"))
-    print(plain, row)
+    assert plain["skipped"] == row["skipped"] == 0
+    for key in ("train_loss", "val_loss", "ema_val_loss"):
+        assert row[key] == pytest.approx(plain[key], rel=0.02)
     cfg = checkpoint.load_config(content, tmp_path)
     for kind, prefix in (("model", "val_"), ("ema", "ema_val_")):
         assert list(content[kind]) == list(checkpoint.build(cfg).state_dict())
