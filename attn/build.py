@@ -72,23 +72,29 @@ def create_model(
     return model
 
 
-def check_input(model: nn.Module, image_size: int) -> None:
+def check_input(model: nn.Module, image_size: int, training: bool = False) -> None:
     """Lets a model see an image [1, 3, S, S] on the meta device, where nothing is computed: shapes alone decide.
 
+    Args:
+        model: left as it is.
+        image_size: S, in pixels.
+        training: in training mode, where a norm may need more than one value per channel.
+
     Raises:
-        ValueError: the model cannot take images of this size (Swin's is fixed; others halve a small one to nothing).
+        ValueError: the model cannot take images of this size (Swin's is fixed; others halve a small one to nothing), or one
+            image alone.
     """
-    training = model.training
+    before = model.training
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     try:
         with torch.no_grad():
             shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            functional_call(model.eval(), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
+            functional_call(model.train(training), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
     except (AssertionError, ValueError, RuntimeError) as error:
-        if "meta" not in str(error):  # else it is this device that an attention cannot take
+        if "meta" not in str(error).lower():  # else it is this device that an attention cannot take
             raise ValueError(f"cannot take images of {image_size} pixels: {error}") from error
     finally:
-        model.train(training)
+        model.train(before)
 
 
 def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:

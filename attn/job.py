@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attn import checkpoint, log, optim, rng, run
-from attn.build import set_last_norm
+from attn.build import check_input, set_last_norm
 from attn.checkpoint import LAST
 from attn.config import Config
 from attn.data import Seeded, TrainData, evaluation_data, train_data
@@ -94,6 +94,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     model: Any = checkpoint.build(cfg, pretrained=cfg.pretrained and found is None)
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
+    if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
+        check_single_image(cfg, model)
     if schedule.sync_bn:
         if ranks.device.type == "cpu":
             raise ValueError("schedule.sync_bn=true: torch synchronises BatchNorm on GPUs only; leave it off on the CPU")
@@ -121,6 +123,21 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     if ranks.world > 1:
         net = DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
     return Job(data, val, state, net, mixup, total)
+
+
+def check_single_image(cfg: Config, model: nn.Module) -> None:
+    """Where a forward pass gets one image.
+
+    Raises:
+        ValueError: a norm of the model has one value per channel then, and no variance.
+    """
+    try:
+        check_input(model, cfg.data.image_size, training=True)
+    except ValueError as error:
+        raise ValueError(
+            f"schedule.batch_size={cfg.schedule.batch_size} gives one image to each forward pass (a rank's accumulated part): "
+            f"the model {error}; raise schedule.batch_size, or lower schedule.accumulate or the number of ranks"
+        ) from None
 
 
 def build_mixup(cfg: Config, ranks: Ranks) -> Mixup | None:

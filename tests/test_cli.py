@@ -25,6 +25,7 @@ MISTAKES = {
     "schedule.amp=bf8": ["schedule.amp=bf8", "bf16"],
     "schedule.warmup_epochs=200": ["warmup_epochs=200", "schedule.epochs"],
     "schedule.batch_size=100000": ["batch_size=100000", "training images"],
+    "schedule.batch_size=1": ["schedule.batch_size=1", "one image", "more than 1 value per channel"],
     "schedule.accumulate=7": ["batch_size=64", "multiple of 7"],
     "schedule.sync_bn=true": ["sync_bn", "GPU"],
     "data.num_classes=7": ["num_classes=7", "10 classes"],
