@@ -68,7 +68,10 @@ def run(request: Request) -> Scores:
     """
     path = Path(request.checkpoint)
     content = checkpoint.read(path)
-    cfg = _with_data(checkpoint.load_config(content, path), request.data)
+    trained = checkpoint.load_config(content, path)
+    cfg = _with_data(trained, request.data)
+    other = "" if cfg.data.name == trained.data.name else f"-{cfg.data.name}"
+    output = Path(request.output) if request.output else path.with_name(f"eval-{path.stem}{other}.json")
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     weights = checkpoint.pick_weights(content, ema, path)
     used = "raw" if weights is content["model"] else "ema"
@@ -82,7 +85,7 @@ def run(request: Request) -> Scores:
         share = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
         scores = evaluate(model, data, ranks, share, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
         if ranks.first:
-            _report(request, cfg, path, scores, used, content.get("step"))
+            _report(output, cfg, path, scores, used, content.get("step"))
     return scores
 
 
@@ -98,12 +101,11 @@ def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
     return changed
 
 
-def _report(request: Request, cfg: Config, path: Path, scores: Scores, weights: str, step: int | None) -> None:
+def _report(output: Path, cfg: Config, path: Path, scores: Scores, weights: str, step: int | None) -> None:
     log.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {weights} weights, step {step}")
     log.say(
         f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
     )
-    output = Path(request.output) if request.output else path.with_name(f"eval-{path.stem}.json")
     row = {"checkpoint": str(path), "weights": weights, "step": step, "data": cfg.data.name, **scores.row()}
     row |= {"images": scores.count, "correct1": scores.correct1, "correct5": scores.correct5}
     try:

@@ -71,9 +71,10 @@ def test_evaluation_prints_what_training_printed(finished: Path, choice: str, pr
     assert f"top-1 {saved['top1']:.3f} %" in result.stdout
 
 
-def test_evaluation_on_other_data(finished: Path, in_process, tmp_path: Path) -> None:
-    output = tmp_path / "fake.json"
-    common = ["eval.py", f"checkpoint={finished / 'best.pt'}", f"output={output}"]
+def test_evaluation_on_other_data(finished: Path, in_process) -> None:
+    common = ["eval.py", f"checkpoint={finished / 'best.pt'}"]
+    own = finished / "eval-best.json"
+    own.write_text("the scores on its own data")
     refused = in_process([*common, "data=fake"])
     assert refused.returncode == 2
     assert "data=fake has 1000 classes, the checkpoint was trained on 10 (digits)" in refused.stderr
@@ -81,7 +82,8 @@ def test_evaluation_on_other_data(finished: Path, in_process, tmp_path: Path) ->
         [*common, "data=fake", "data.num_classes=10", "data.samples=20", "data.image_size=32", "data.workers=0"]
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(output.read_text())["images"] == 20
+    assert json.loads((finished / "eval-best-fake.json").read_text())["images"] == 20
+    assert own.read_text() == "the scores on its own data"
 
 
 def test_load_gives_the_model_in_eval_mode(finished: Path) -> None:
