@@ -152,7 +152,7 @@ def test_checkpointing_changes_no_gradient(name: str, monkeypatch: pytest.Monkey
         calls.append(function)
         return checkpoint(function, *args, **kwargs)
 
-    monkeypatch.setattr("attn.backbones.family.checkpoint", counted)
+    monkeypatch.setattr("attn.backbones.recompute.checkpoint", counted)
     torch.manual_seed(0)
     model = attn.create_model(name, "dca_ge", 10).train()
     other = copy.deepcopy(model)
