@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -53,6 +54,13 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _fail(str(error), error.exit_code)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as a `type` of argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} must be a whole number greater than 0")
+    return int(text)
 
 
 def check_arguments(arguments: list[str]) -> None:

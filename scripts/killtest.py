@@ -23,9 +23,12 @@ from typing import NoReturn
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
-from attn import checkpoint, config, loop, run
+from attn import checkpoint, cli, config, loop, run
+from attn.cli import positive
 from attn.config import Config
+from attn.errors import UserError
 from attn.fingerprint import fingerprint
 from attn.registry import config_dir
 
@@ -89,8 +92,8 @@ def killed_at(cfg: Config, ranks: int, step: int, delay: float, output: Path) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=20, help="kill points")
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--times", type=positive, default=20, help="kill points")
+    parser.add_argument("--ranks", type=positive, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the kill points")
     parser.add_argument("overrides", nargs="*", help="for train.py")
     options = parser.parse_args()
@@ -101,7 +104,12 @@ def main() -> int:
     def config_for(run_dir: Path) -> Config:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             overrides = [*DEFAULT, *options.overrides, f"run_dir={run_dir}", "attention_name=killtest"]
-            return config.parse(compose("train", overrides))
+            try:
+                return config.parse(compose("train", overrides))
+            except HydraException as error:
+                sys.exit(f"error: {cli.explain(error, 'train', overrides)}")
+            except UserError as error:
+                sys.exit(f"error: {error}")
 
     reference = folder / "uninterrupted"
     began = time.monotonic()

@@ -263,7 +263,10 @@ def main() -> None:
             shutil.rmtree(args.out / part, ignore_errors=True)
     if (args.out / "coco").exists() or (args.out / "VOCdevkit").exists():
         sys.exit(f"error: {args.out} has scenes already; --force replaces them, --out makes them elsewhere")
-    make(args.out, args.train, args.val, args.size, args.seed)
+    try:
+        make(args.out, args.train, args.val, args.size, args.seed)
+    except OSError as error:
+        sys.exit(f"error: --out {args.out} cannot be written: {error.strerror}")
     print(f"{args.train} training and {args.val} held-out scenes in {args.out / 'coco'} and {args.out / 'VOCdevkit'}")
 
 

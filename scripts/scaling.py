@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from attn.cli import positive
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,17 +38,23 @@ def measure(ranks: int, batch: int, steps: int, overrides: list[str]) -> float:
     return float(rows[-1]["images_per_second"])
 
 
+def counts(text: str) -> list[int]:
+    """Numbers separated by commas."""
+    return [positive(count) for count in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", default="1,2", help="numbers of ranks, the first is the reference (default 1,2)")
-    parser.add_argument("--batch", type=int, default=32, help="images per rank and step (default 32)")
-    parser.add_argument("--steps", type=int, default=20, help="steps per measurement (default 20)")
+    parser.add_argument(
+        "--ranks", type=counts, default=[1, 2], help="numbers of ranks, the first is the reference (default 1,2)"
+    )
+    parser.add_argument("--batch", type=positive, default=32, help="images per rank and step (default 32)")
+    parser.add_argument("--steps", type=positive, default=20, help="steps per measurement (default 20)")
     parser.add_argument("overrides", nargs="*", help="for train.py")
     options = parser.parse_args()
-    counts = [int(count) for count in options.ranks.split(",")]
     print("ranks  images/s  per rank  efficiency", flush=True)
     reference = None
-    for count in counts:
+    for count in options.ranks:
         speed = measure(count, options.batch, options.steps, options.overrides)
         reference = reference or speed / count
         print(f"{count:5d}  {speed:8.1f}  {speed / count:8.1f}  {speed / count / reference:9.1%}", flush=True)

@@ -126,6 +126,21 @@ def test_scaling_measures_every_number_of_ranks() -> None:
     assert float(speed) > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "mistake", "said"),
+    [
+        ("scaling", ["--ranks", "1,0"], "--ranks: '0' must be a whole number greater than 0"),
+        ("killtest", ["attention=baa"], "error: unknown attention 'baa': did you mean 'ba'?"),
+        ("killtest", ["schedule.lr=-1"], "error: schedule.lr=-1.0: must be greater than 0"),
+    ],
+)
+def test_a_mistake_is_answered_before_any_work(name: str, mistake: list[str], said: str) -> None:
+    result = script(name, *mistake)
+    assert result.returncode != 0
+    assert said in result.stderr.splitlines()[-1]
+    assert result.stdout == ""
+
+
 def test_the_kill_test_kills_and_compares() -> None:
     result = script("killtest", "--times", 1, "--", "schedule.epochs=1", "schedule.batch_size=256")
     assert result.returncode == 0, result.stdout + result.stderr
