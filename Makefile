@@ -41,5 +41,5 @@ $(BIN)/uv:
 
 .venv/.all: .venv/.core
 	@echo 'Setting up MMDetection: its operators are compiled once (6 to 10 minutes on 2 cores) and cached from then on.'
-	$(INSTALL) '.[wandb,dev,detection]'
+	$(INSTALL) '.[wandb,dev,detection]' --compile-bytecode
 	@touch $@

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
-from attn import checkpoint, config, run
+from attn import config, run
 from attn.config import Config
 from attn.errors import UserError
 from attn.optim import total_epochs
@@ -120,6 +119,10 @@ def table(results: list[Result]) -> list[Row]:
 
 
 def parameters(cfg: Config) -> int:
+    import torch  # seconds, which a wrong folder shall not cost
+
+    from attn import checkpoint
+
     with torch.device("meta"):
         return sum(p.numel() for p in checkpoint.build(cfg).parameters())
 
