@@ -1,12 +1,14 @@
 """Counts of parameters and operations, without running anything: every operator is seen on the meta device.
 
-Two conventions, because no single one prints what papers print:
+Three conventions, because no single one prints what papers print:
 
     papers  what the tables of BA-Net, DCANet and BA2M count (ptflops up to 0.6.6, one operation per multiply-accumulate):
             convolutions and linear layers with in x out per output position, the convolution's bias, BatchNorm2d 2 and ReLU
             or ReLU6 1 per element, pooling 1 per input element. Not counted: products of activations, BatchNorm1d, LayerNorm,
             sigmoid, softmax and other element-wise work.
     macs    multiply-accumulates of convolutions, linear layers and matrix products (attention maps included), nothing else.
+    macs_first   the same of the network with the stride of a bottleneck in its first 1x1 convolution, where He et al. had it
+            (see `stride_in_first`): what many papers print of the baselines that they copy, whichever network was trained.
 
 The papers counted modules; here operators are counted, so a mean over height and width is a global pooling whether a module
 or a function computes it.
@@ -27,6 +29,7 @@ from torch.utils.flop_counter import flop_registry
 CONVENTIONS = {
     "papers": "conv MACs + bias, linear MACs, BatchNorm2d 2, ReLU 1, pooling 1 per element (ptflops up to 0.6.6)",
     "macs": "multiply-accumulates of convolutions, linear layers and matrix products",
+    "macs_first": "the same with the stride of a bottleneck in its first 1x1 convolution, as copied baselines are printed",
 }
 
 aten = torch.ops.aten
@@ -123,6 +126,21 @@ def count(model: nn.Module, shape: Sequence[int] = (3, 224, 224), training: bool
     with torch.device("meta"), torch.no_grad(), OperatorCounter(on_meta) as counter:
         on_meta(torch.empty(batch, *shape))
     return Count(parameters(model), counter.papers // batch, counter.macs // batch)
+
+
+def stride_in_first(model: nn.Module) -> nn.Module:
+    """A copy whose bottlenecks have their stride in the first 1x1 convolution instead of the 3x3 (ResNet, He et al. 2016).
+
+    A block whose 3x3 convolution was replaced by an attention stays as it is.
+    """
+    model = copy.deepcopy(model)
+    for block in model.modules():
+        first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
+        if not (isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and hasattr(block, "conv3")):
+            continue
+        if first.kernel_size == (1, 1) and first.stride == (1, 1):
+            first.stride, second.stride = second.stride, first.stride
+    return model
 
 
 def parameters(model: nn.Module) -> int:

@@ -27,7 +27,7 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -299,7 +299,7 @@ class Measured:
 
     Attributes:
         params: trainable parameters; None if it could not be counted.
-        papers, macs: operations per image in the two conventions of `attn.flops`.
+        papers, macs: operations per image in these conventions of `attn.flops`; by `macs_first` those of the changed network.
         statistics: running means and variances of its norms.
         problem: why it could not be counted.
     """
@@ -311,14 +311,14 @@ class Measured:
     problem: str | None = None
 
 
-def measure(build: Build) -> Measured:
-    """Builds a classifier on the meta device and counts it; each network once."""
+def measure(build: Build, convention: str = "papers") -> Measured:
+    """Builds a classifier on the meta device and counts it by a convention of `attn.flops`; each network once."""
     settings = {key: value for key, value in build.settings if key.startswith(("backbone.", "attention."))}
-    return _measure(build.backbone, build.attention, build.data, json.dumps(settings))
+    return _measure(build.backbone, build.attention, build.data, json.dumps(settings), convention == "macs_first")
 
 
 @cache
-def _measure(backbone: str, attention: str, data: str, settings: str) -> Measured:
+def _measure(backbone: str, attention: str, data: str, settings: str, stride_in_first: bool) -> Measured:
     build = Build(backbone, attention, data, None, None, own=tuple(json.loads(settings).items()))
     try:
         model = network(build)
@@ -326,6 +326,8 @@ def _measure(backbone: str, attention: str, data: str, settings: str) -> Measure
         return Measured(problem=str(error))
     side = _content("data", data)["image_size"]
     training = TRAINING_ONLY in json.dumps(build.mapping("attention"))
+    if stride_in_first:
+        model = flops.stride_in_first(model)
     found = flops.count(model, (3, side, side), training)
     buffers = (b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var")))
     return Measured(found.params, found.papers, found.macs, sum(b.numel() for b in buffers))
@@ -367,6 +369,7 @@ class Result:
 
     Attributes:
         params: in the row's printed unit; `flops`: in 1e9, in the row's convention.
+        flops_agree: whether they round to the printed ones; None where either is absent.
         verdict: equal (params, to the printed digit), explained (by `reason`), WRONG (it should be equal and is not), or needs
             the detection extra.
     """
@@ -375,6 +378,7 @@ class Result:
     measured: Measured
     params: float | None
     flops: float | None
+    flops_agree: bool | None
     verdict: str
     reason: str | None
     runs: list[Run]
@@ -400,6 +404,7 @@ class Result:
             else {**asdict(build), **{key: dict(getattr(build, key)) for key in ("own", "shared", "test", "counted")}},
             "command": None if build is None else build.command(),
             "here": {**asdict(self.measured), "params_in_unit": self.params, "flops": self.flops},
+            "flops_agree": self.flops_agree,
             "verdict": self.verdict,
             "reason": self.reason,
             "top1": row.top1,
@@ -434,7 +439,7 @@ def _measured(row: Row, count_detector: Callable[[Build], flops.Count] | None) -
     if row.build is None:
         return Measured()
     if row.build.detector is None:
-        return measure(row.build)
+        return measure(row.build, row.flops)
     if count_detector is None:
         return Measured(problem=UNCOUNTED)
     try:
@@ -452,6 +457,9 @@ def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
         params = (found.params + (found.statistics if row.counts == "with_statistics" else 0)) / MILLION[row.unit]
         counted = found.papers if row.flops == "papers" else found.macs
         operations = None if counted is None else counted / 1e9
+    printed_flops, flops_agree = row.printed.get("flops"), None
+    if printed_flops is not None and operations is not None:
+        flops_agree = agree(printed_flops, operations, decimals(printed_flops))
     verdict, reason = EXPLAINED, row.reason or row.note
     if row.build is None:
         reason = reason or "no network"
@@ -471,13 +479,11 @@ def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
             as_printed = row.added_to["printed"] + round(params - row.added_to["params"] / MILLION[row.unit], row.digits)
         if not agree(printed, as_printed, row.digits):
             wrong.append(f"params: printed {printed:.{row.digits}f}, here {params:.4f}")
-        if row.flops_reproduced and operations is not None:
-            printed_flops = row.printed["flops"]
-            if not agree(printed_flops, operations, decimals(printed_flops)):
-                wrong.append(f"FLOPs: printed {printed_flops}, here {operations:.4f}")
+        if row.flops_reproduced and flops_agree is False:
+            wrong.append(f"FLOPs: printed {printed_flops}, here {operations:.4f}")
         if wrong:
             verdict, reason = WRONG, "; ".join(wrong)
-    return Result(row, found, params, operations, verdict, reason, runs or [])
+    return Result(row, found, params, operations, flops_agree, verdict, reason, runs or [])
 
 
 def find_runs(directory: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
@@ -526,17 +532,18 @@ def compose(build: Build) -> config.Config:
         return config.parse(hydra.compose("train", overrides=overrides))
 
 
-def summary(results: Iterable[Result]) -> str:
-    """One line: how many rows, and how many of each verdict."""
+def summary(results: Sequence[Result]) -> str:
+    """One line: how many rows, how many of each verdict, and how many of the printed FLOPs are met."""
     verdicts = [result.verdict for result in results]
     parts = [f"{verdicts.count(EQUAL)} equal to the printed digit", f"{verdicts.count(EXPLAINED)} explained"]
     for verdict, text in ((UNCOUNTED, f"that need the detection extra to be counted ({INSTALL})"), (WRONG, "WRONG")):
         if verdict in verdicts:
             parts.append(f"{verdicts.count(verdict)} {text}")
-    return f"{len(verdicts)} rows: {', '.join(parts)}"
+    agreeing = [result.flops_agree for result in results if result.flops_agree is not None]
+    return f"{len(verdicts)} rows: {', '.join(parts)}; FLOPs to the printed digit in {sum(agreeing)} of {len(agreeing)}"
 
 
-COLUMNS = ("row", "network", "params: printed", "here", "FLOPs: printed", "here", "printed accuracy", "verdict")
+COLUMNS = ("row", "network", "params: printed", "here", "FLOPs: printed", "here", "equal", "printed accuracy", "verdict")
 
 
 def as_text(results: list[Result]) -> str:
@@ -626,6 +633,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         "" if result.params is None else f"{result.params:.3f}{unit}",
         "" if operations is None else f"{operations:.{decimals(operations)}f}",
         "" if result.flops is None else f"{result.flops:.3f} {row.flops}",
+        "" if result.flops_agree is None else "yes" if result.flops_agree else "no",
         score,
         result.verdict,
     )

@@ -1,4 +1,4 @@
-"""The counter: the papers' printed numbers, and each rule of the two conventions by hand."""
+"""The counter: the papers' printed numbers, and each rule of the conventions by hand."""
 
 import pytest
 import torch
@@ -92,3 +92,15 @@ def test_frozen_parameters_are_not_trainable() -> None:
     network = Rules()
     network.conv.requires_grad_(False)
     assert flops.parameters(network) == flops.parameters(Rules()) - (6 * 2 * 9 + 6)
+
+
+@pytest.mark.parametrize(("backbone", "first"), [("resnet50", 3.858), ("resnext50_32x4d", 3.768), ("resnet18", 1.814)])
+def test_the_stride_in_the_first_convolution(backbone: str, first: float) -> None:
+    """As ResNet-50 and ResNeXt-50 are printed where they are copied; a network of basic blocks has no such choice."""
+    model = attn.create_model(backbone)
+    before = flops.count(model)
+    moved = flops.count(flops.stride_in_first(model))
+    assert round(moved.macs / 1e9, 3) == first
+    assert moved.params == before.params
+    assert flops.count(model) == before
+    assert (moved.macs == before.macs) == (backbone == "resnet18")
