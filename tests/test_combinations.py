@@ -17,15 +17,15 @@ TINY = {"layers": (1, 1, 1, 1), "channels": [16, 32, 48, 64], "stem_width": 16}
 SIZES = {"resnet18": TINY, "resnet50": TINY}
 # One of every norm kind: BatchNorm after basic blocks and bottlenecks, BatchNorm with a fused activation.
 NORMS = ["resnet18", "resnet50", "mobilenetv3_small_050"]
+# Their groups and reductions need more channels than these networks have, or a dense convolution.
+UNFIT = {"resnet18": {"dia", "sge"}, "mobilenetv3_small_050": {"aa", "bam", "bam_ba2m", "dia", "ea", "sasa", "sge"}}
+PAIRS = [(net, attention) for net in NORMS for attention in attn.list_attentions() if attention not in UNFIT.get(net, ())]
 
 
 def build(backbone: str, attention: str) -> nn.Module:
-    """A small network whose running statistics are no longer those of a fresh one; skips pairings that make no sense."""
+    """A small network whose running statistics are no longer those of a fresh one."""
     torch.manual_seed(0)
-    try:
-        model = attn.create_model(backbone, attention, 8, **SIZES.get(backbone, {}))
-    except ValueError as error:
-        pytest.skip(str(error))
+    model = attn.create_model(backbone, attention, 8, **SIZES.get(backbone, {}))
     for module in model.modules():
         if isinstance(module, BatchNorm):
             nn.init.normal_(module.running_mean, std=0.1)
@@ -33,8 +33,7 @@ def build(backbone: str, attention: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("attention", attn.list_attentions())
-@pytest.mark.parametrize("backbone", NORMS)
+@pytest.mark.parametrize(("backbone", "attention"), PAIRS)
 def test_sync_bn_takes_every_batch_norm(backbone: str, attention: str) -> None:
     """torch runs SyncBatchNorm in training on GPUs only; here it is converted, and evaluated."""
     model = build(backbone, attention).eval()
@@ -51,7 +50,7 @@ def test_sync_bn_takes_every_batch_norm(backbone: str, attention: str) -> None:
 
 @pytest.mark.parametrize("attention", attn.list_attentions())
 def test_checkpointing_with_every_attention(attention: str) -> None:
-    same_step("resnet18", attention, exact=True, checkpointing=True)
+    same_step(fitting(attention), attention, exact=True, checkpointing=True)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,11 @@ def test_checkpointing_with_every_family(backbone: str) -> None:
 
 @pytest.mark.parametrize("attention", attn.list_attentions())
 def test_channels_last_with_every_attention(attention: str) -> None:
-    same_step("resnet18", attention, exact=False, channels_last=True)
+    same_step(fitting(attention), attention, exact=False, channels_last=True)
+
+
+def fitting(attention: str) -> str:
+    return next(net for net in NORMS if (net, attention) in PAIRS)
 
 
 def same_step(backbone: str, attention: str, exact: bool, checkpointing: bool = False, channels_last: bool = False) -> None:
