@@ -56,7 +56,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, choice) for choice in get_args(kind))
     if origin in LISTS:
-        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(v, get_args(kind)[0]) for v in value)
+        item = get_args(kind)[0]
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False
+        return get_origin(item) is Callable or all(_fits(v, item) for v in value)  # the class names the part that is none
     if origin is Callable:
         return callable(value)
     if kind in (int, float):
