@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -43,7 +45,13 @@ def outlive_signals(_worker: int) -> None:
 
     A worker that died by the signal would end the step under way by an error. After SIGTERM it stays for `PATIENCE` seconds,
     since that is also how a parent ends a worker that is stuck.
+
+    A worker whose parent was killed before it came here ends: torch's watch over the parent, which begins behind this, would take
+    the process that it fell to for its parent, and the worker would stay for ever.
     """
+    parent = multiprocessing.parent_process()
+    if parent is not None and multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent.pid:
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import signal
 import time
@@ -25,6 +27,7 @@ from fault_injection import (
 
 from attn import checkpoint, run
 from attn.fingerprint import fingerprint
+from attn.signals import outlive_signals
 
 Reference = Callable[[int], str]
 PREEMPTED = 75
@@ -184,6 +187,34 @@ def test_a_mistake_in_the_first_step_leaves_no_checkpoint(tmp_path: Path) -> Non
     assert stopped.wait() == [3]
     assert "error: step 0: CUDA out of memory; there is no checkpoint yet" in stopped.text
     finished(tmp_path / "run", "schedule.batch_size=4")
+
+
+def test_a_loader_process_whose_parent_was_killed_before_it_began(tmp_path: Path) -> None:
+    """torch watches over the parent from later on, and would watch over the wrong process."""
+    survived = tmp_path / "survived"
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    parent = context.Process(target=_die_at_once, args=(survived, theirs))
+    parent.start()
+    theirs.close()
+    parent.join(30)
+    assert parent.exitcode == -signal.SIGKILL
+    with pytest.raises(EOFError):  # the last of them has ended
+        ours.recv()
+    assert not survived.exists()
+
+
+def _die_at_once(survived: Path, pipe: object) -> None:
+    multiprocessing.get_context("fork").Process(target=_begin_late, args=(survived, pipe)).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _begin_late(survived: Path, pipe: object) -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and os.getppid() == parent.pid:
+        time.sleep(0.01)
+    outlive_signals(0)
+    survived.touch()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
