@@ -12,6 +12,7 @@ from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -57,6 +58,13 @@ class AttentionRunner(Runner):
             unused = self.cfg.get("find_unused_parameters", False)
             model_wrapper_cfg = {"device_ids": None, "broadcast_buffers": False, "find_unused_parameters": unused}
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        # MMEngine keeps visualizers by name, and MMDetection's configs give them all one: a second run in a process would log
+        # into the folder of the first.
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, "name": self.experiment_name}
+        return super().build_visualizer(visualizer)
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
