@@ -59,7 +59,7 @@ class Staged(Network):
 
     def stem(self, x: Tensor) -> Tensor:
         """The first feature, [N, C, H, W]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not override stem")
 
     def pool(self, x: Tensor) -> Tensor:
         """What stands between the stem and the first stage."""
