@@ -32,11 +32,18 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-gpu}}
 # Without this variable, ranks restarted by torchrun on several nodes meet the keys of the dead ones and hang.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# Signals that are not listed would kill torchrun alone, and leave its workers behind.
-srun --kill-on-bad-exit=0 "$python" -m torch.distributed.run \
-  --nnodes="${SLURM_NNODES:-1}" --nproc-per-node="$ranks" --max-restarts="${MAX_RESTARTS:-3}" \
+torchrun=("$python" -m torch.distributed.run)
+if "${torchrun[@]}" --help | grep -q -e --signals-to-handle; then
+  # Signals that are not listed would kill torchrun alone, and leave its workers behind.
+  torchrun+=(--max-restarts="${MAX_RESTARTS:-3}" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1)
+else
+  # An older torchrun cannot list them. It ignores SIGUSR1, of which SLURM tells the ranks as well; and since it would start them
+  # again when they have saved, it restarts nothing: the job comes back by the queue.
+  torchrun=(bash -c 'trap "" USR1; exec "$@"' bash "${torchrun[@]}" --max-restarts=0)
+fi
+srun --kill-on-bad-exit=0 "${torchrun[@]}" \
+  --nnodes="${SLURM_NNODES:-1}" --nproc-per-node="$ranks" \
   --rdzv-backend=c10d --rdzv-endpoint="$head:$((20000 + SLURM_JOB_ID % 40000))" --rdzv-id="$SLURM_JOB_ID" \
-  --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
   "${train[@]}" "$@"
 
 if [ -e "$run_dir/DONE" ]; then
