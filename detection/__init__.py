@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"detection needs MMDetection with mmcv's operators ({error}): pip install 'attn[detection]'"
-        " (compiles the operators once, 6 to 10 minutes on 2 cores)"
+        " (compiles the operators once, 6 to 12 minutes on 2 cores)"
     ) from None
 
 from detection.backbone import AttentionBackbone
