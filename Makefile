@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable
 
 .PHONY: quickstart test lint format clean
 .DELETE_ON_ERROR:
@@ -43,6 +43,6 @@ $(BIN)/uv:
 
 .venv/.all: .venv/.core
 	@echo 'Setting up MMDetection: its operators are compiled once (6 to 12 minutes on 2 cores) and cached from then on.'
-	@$(INSTALL) '.[wandb,dev,detection]' --compile-bytecode --offline 2>/dev/null || \
-	  $(INSTALL) '.[wandb,dev,detection]' --compile-bytecode
+	@$(INSTALL) '.[wandb,dev,detection]' --offline 2>/dev/null || \
+	  $(INSTALL) '.[wandb,dev,detection]'
 	@touch $@
