@@ -109,6 +109,15 @@ def test_verdicts(changes: dict[str, Any], found: Measured, verdict: str) -> Non
     assert judged.verdict == EQUAL or judged.reason
 
 
+@pytest.mark.parametrize(("flops", "reason"), [(3.87, "source: copied from the CBAM paper"), (4.12, None)])
+def test_where_flops_come_from_that_are_not_met(flops: float, reason: str | None) -> None:
+    row = Row("p", "1", 1, "ResNet-50", "none", {"params": 25.56, "flops": flops}, "papers", reproduced=True)
+    build = Build("resnet50", "none", "imagenet", "aw", None)
+    row = dataclasses.replace(row, build=build, source="* copied from the CBAM paper")
+    judged = tables.judge(row, Measured(25_557_032, 4_121_924_096, 0))
+    assert (judged.verdict, judged.reason) == (EQUAL, reason)
+
+
 def test_without_mmdetection_the_rows_say_how_to_install_it() -> None:
     rows = [row for row in ROWS if row.build is not None and row.build.detector is not None]
     found = tables.evaluate(rows)

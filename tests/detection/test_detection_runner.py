@@ -255,10 +255,11 @@ def test_missing_pretrained_weights_name_the_command_that_makes_them(
     assert line.endswith(command)
 
 
-def test_tensorboard_is_written(tmp_path: Path, digits_options: list[str], in_process: Any) -> None:
-    options = ["--work-dir", str(tmp_path), "--cfg-options", *digits_options, "train_cfg.val_interval=9"]
-    assert in_process("train", "digits_faster_rcnn", "--logger", "tensorboard", *options) == (0, "")
-    assert list(tmp_path.glob("*/vis_data/events.out.tfevents.*"))
+def test_tensorboard_is_written_for_each_of_two_runs(tmp_path: Path, digits_options: list[str], in_process: Any) -> None:
+    for work_dir in (tmp_path / "first", tmp_path / "second"):
+        options = ["--work-dir", str(work_dir), "--cfg-options", *digits_options, "train_cfg.val_interval=9"]
+        assert in_process("train", "digits_faster_rcnn", "--logger", "tensorboard", *options) == (0, "")
+        assert list(work_dir.glob("*/vis_data/events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize(("name", "extra"), [("tensorboard", "detection"), ("wandb", "wandb")])

@@ -128,8 +128,20 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     return {**job, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": sys.executable, "RANKS_PER_NODE": "2"}
 
 
-def test_the_slurm_script_requeues_until_done(tmp_path: Path, cluster: dict[str, str]) -> None:
-    run_dir = tmp_path / "run"
+@pytest.fixture(params=["torchrun", "older torchrun"])
+def any_cluster(request: pytest.FixtureRequest, tmp_path: Path, cluster: dict[str, str]) -> dict[str, str]:
+    """With a torchrun that can be told of SIGUSR1, and with one that neither lists that option nor takes it."""
+    if request.param == "torchrun":
+        return cluster
+    python = tmp_path / "bin" / "python"
+    refuse = 'case "$*" in *--signals-to-handle*) exit 2;; *torch.distributed.run*--help*) exit 0;; esac'
+    python.write_text(f'#!/bin/bash\n{refuse}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return {**cluster, "PYTHON": str(python)}
+
+
+def test_the_slurm_script_requeues_until_done(tmp_path: Path, any_cluster: dict[str, str]) -> None:
+    cluster, run_dir = any_cluster, tmp_path / "run"
     command = ["bash", "scripts/slurm.sh", *TINY, "data.workers=1", f"run_dir={run_dir}"]
     slow = {"TRAIN": f"{HERE / 'broken_train.py'} 0 slow_steps(1.0)"}
     launched = Launched(command, tmp_path / "output", {**cluster, **slow})
