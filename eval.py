@@ -6,16 +6,16 @@ The model and the data are those of the checkpoint's own config; `data=...` and 
 import hydra
 from omegaconf import DictConfig
 
-from attn import cli
+from attn.config import command_line
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 def main(composed: DictConfig) -> None:
-    with cli.one_line_errors():
-        from attn import evaluation  # torch and timm take seconds to import; --help and --cfg do without them
+    with command_line.one_line_errors():
+        from attn.evaluation import job  # torch and timm take seconds to import; --help and --cfg do without them
 
-        evaluation.run(evaluation.Request.parse(composed))
+        job.run(job.Request.parse(composed))
 
 
 if __name__ == "__main__":
-    cli.run(main, "eval")
+    command_line.run(main, "eval")

@@ -6,17 +6,17 @@
 import hydra
 from omegaconf import DictConfig
 
-from attn import cli, config
+from attn.config import command_line, parse
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed: DictConfig) -> None:
-    with cli.one_line_errors():
-        parsed = config.parse(composed)
-        from attn import loop  # torch and timm take seconds to import; --help and --cfg do without them
+    with command_line.one_line_errors():
+        parsed = parse.parse(composed)
+        from attn.training import loop  # torch and timm take seconds to import; --help and --cfg do without them
 
         loop.train(parsed)
 
 
 if __name__ == "__main__":
-    cli.run(main, "train")
+    command_line.run(main, "train")

@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attn.build import create_model as create_model
-    from attn.build import list_attentions as list_attentions
-    from attn.build import list_backbones as list_backbones
-    from attn.checkpoint import load as load
+    from attn.models.create import create_model as create_model
+    from attn.models.create import list_attentions as list_attentions
+    from attn.models.create import list_backbones as list_backbones
+    from attn.runs.load import load as load
 
 __version__ = "0.1.0"
 __all__ = ["create_model", "list_attentions", "list_backbones", "load"]
 
 _HOMES = {
-    "create_model": "attn.build",
-    "list_attentions": "attn.build",
-    "list_backbones": "attn.build",
-    "load": "attn.checkpoint",
+    "create_model": "attn.models.create",
+    "list_attentions": "attn.models.create",
+    "list_backbones": "attn.models.create",
+    "load": "attn.runs.load",
 }
 
 

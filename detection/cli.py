@@ -11,8 +11,8 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from attn.config.groups import unknown
 from attn.errors import UserError
-from attn.registry import unknown
 from detection.count import CONFIGS
 from detection.weights import read_detector
 

@@ -14,11 +14,11 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
-from attn import checkpoint as checkpoints
 from attn import tables
 from attn.attention import Attention
-from attn.checkpoint import BadCheckpoint
 from attn.errors import UserError
+from attn.runs.checkpoint import BadCheckpoint, read
+from attn.runs.load import pick_weights
 
 TIMM, TORCHVISION = "timm://", "torchvision://"
 
@@ -50,8 +50,8 @@ def load_backbone(
         weights = _timm_weights(checkpoint, backbone)
     else:
         check_present(checkpoint)
-        content = checkpoints.read(checkpoint)
-        weights = checkpoints.pick_weights(content, ema, checkpoint)
+        content = read(checkpoint)
+        weights = pick_weights(content, ema, checkpoint)
         averaged = "ema" if weights is not content["model"] else "model"
         print_log(f"backbone starts from {checkpoint} ({averaged})", "current")
     own = model.state_dict()

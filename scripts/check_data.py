@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from attn.folder import DecodeError, decode, read_bytes
+from attn.data.imagefolder import DecodeError, decode, read_bytes
 
 JPEG_NAMES = (".jpg", ".jpeg")
 ORIENTATION = 274  # EXIF tag

@@ -19,12 +19,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from attn import config, run
-from attn.config import Config
+from attn.config import parse
+from attn.config.schema import Config
 from attn.errors import UserError
-from attn.optim import total_epochs
+from attn.runs import directory, metrics
+from attn.training.optim import total_epochs
 
-IGNORED = run.FREE | {"seed"}
+IGNORED = directory.FREE | {"seed"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / run.DONE).exists() or self.epochs >= total_epochs(self.cfg.schedule)
+        return (self.folder / directory.DONE).exists() or self.epochs >= total_epochs(self.cfg.schedule)
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -48,7 +49,7 @@ class Result:
     @property
     def settings(self) -> dict[str, Any]:
         """What the result depends on, without the seed, as dotted keys."""
-        flat = run.flatten(config.to_dict(self.cfg))
+        flat = parse.flatten(parse.to_dict(self.cfg))
         return {key: str(value) for key, value in flat.items() if key not in IGNORED and not key.startswith("logger.")}
 
 
@@ -85,15 +86,15 @@ def find(folders: Iterable[Path]) -> list[Result]:
     for top in folders:
         if not top.is_dir():
             raise UserError(f"{top}: no such folder")
-        for metrics in sorted(top.rglob(run.METRICS)):
-            folder = metrics.parent
-            rows = run.read_metrics(folder)
-            if not rows or not (folder / run.CONFIG).exists():
+        for path in sorted(top.rglob(metrics.METRICS)):
+            folder = path.parent
+            rows = metrics.read_metrics(folder)
+            if not rows or not (folder / directory.CONFIG).exists():
                 continue
             try:
-                cfg = config.parse(OmegaConf.load(folder / run.CONFIG))  # type: ignore[arg-type]
+                cfg = parse.parse(OmegaConf.load(folder / directory.CONFIG))  # type: ignore[arg-type]
             except UserError as error:
-                raise UserError(f"{folder / run.CONFIG}: {error}") from None
+                raise UserError(f"{folder / directory.CONFIG}: {error}") from None
             scores = [row.get("ema_val_top1", row["val_top1"]) for row in rows]
             found[folder.resolve()] = Result(folder, cfg, max(scores), scores[-1], rows[-1]["epoch"])
     return list(found.values())
@@ -121,10 +122,10 @@ def table(results: list[Result]) -> list[Row]:
 def parameters(cfg: Config) -> int:
     import torch  # seconds, which a wrong folder shall not cost
 
-    from attn import checkpoint
+    from attn.runs import load
 
     with torch.device("meta"):
-        return sum(p.numel() for p in checkpoint.build(cfg).parameters())
+        return sum(p.numel() for p in load.build(cfg).parameters())
 
 
 def spread(values: list[float]) -> float | None:

@@ -25,12 +25,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from attn import checkpoint, cli, config, loop, run
-from attn.cli import positive
-from attn.config import Config
+from attn.config import command_line, parse
+from attn.config.command_line import positive
+from attn.config.groups import config_dir
+from attn.config.schema import Config
 from attn.errors import UserError
-from attn.fingerprint import fingerprint
-from attn.registry import config_dir
+from attn.runs import checkpoint, metrics
+from attn.runs.fingerprint import fingerprint
+from attn.training import loop
 
 DEFAULT = ["data=digits", "schedule=quick", "data.image_size=32", "data.test_resize=32", "schedule.epochs=2", "logger=none"]
 DEFAULT += ["schedule.batch_size=64", "backbone=resnet18", "backbone.name=resnet10t", "+backbone.channels=[16,24,32,48]"]
@@ -105,9 +107,9 @@ def main() -> int:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             overrides = [*DEFAULT, *options.overrides, f"run_dir={run_dir}", "attention_name=killtest"]
             try:
-                return config.parse(compose("train", overrides))
+                return parse.parse(compose("train", overrides))
             except HydraException as error:
-                sys.exit(f"error: {cli.explain(error, 'train', overrides)}")
+                sys.exit(f"error: {command_line.explain(error, 'train', overrides)}")
             except UserError as error:
                 sys.exit(f"error: {error}")
 
@@ -115,7 +117,7 @@ def main() -> int:
     began = time.monotonic()
     if not finish(start(config_for(reference), options.ranks, folder / "uninterrupted.txt")):
         sys.exit((folder / "uninterrupted.txt").read_text())
-    length, total = time.monotonic() - began, run.read_metrics(reference)[-1]["step"]
+    length, total = time.monotonic() - began, metrics.read_metrics(reference)[-1]["step"]
     expected = fingerprint(reference)
     print(f"uninterrupted: {total} steps in {length:.1f} s; {expected[:16]}", flush=True)
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from attn.datasets import stratified
+from attn.data.datasets import stratified
 
 CLASSES = tuple("0123456789")
 SIZES = (14, 36)  # height of a digit in pixels

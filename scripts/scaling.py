@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from attn.cli import positive
+from attn.config.command_line import positive
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-from attn import flops, tables
+from attn import tables
+from attn.models import flops
 
 
 def detector_tools(

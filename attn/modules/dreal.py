@@ -30,7 +30,7 @@ class DREAL(SE):
     """SE, with the recurrent critic that `objective` trains it by.
 
     A forward pass is that of SE: the critic takes no part, and gets a gradient only from `objective`, which the training loop
-    adds to its loss (`attn.objective`). Without it, in somebody else's loop, the critic's parameters stay as they are; DDP
+    adds to its loss (`attn.models.auxiliary`). Without it, in somebody else's loop, the critic's parameters stay as they are; DDP
     needs `find_unused_parameters=True` then.
 
     Args:

@@ -1,6 +1,6 @@
 """The papers' tables as data (`configs/papers/`), and every row of them built, counted and set beside what was printed.
 
-A file holds `title`, `flops` (the convention of its printed FLOPs, see `attn.flops`), `recipes` (a schedule, a data set, what
+A file holds `title`, `flops` (the convention of its printed FLOPs, see `attn.models.flops`), `recipes` (a schedule, a data set, what
 else the command sets, and in `count` how detectors are counted), `remarks`, `definitions` and `rows`. The keys of a row:
 
     table, model, method, setting, detector, task   as printed

@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from attn import registry
-from attn.checkpoint import BEST
+from attn.config import groups
+from attn.models import spec
+from attn.runs.checkpoint import BEST
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Build:
         group, *names = key.split(".")
         if group not in ("backbone", "attention"):
             return True
-        node: Any = {**(registry.SETTINGS if group == "attention" else {}), **choice(group, getattr(self, group))}
+        node: Any = {**(spec.SETTINGS if group == "attention" else {}), **choice(group, getattr(self, group))}
         for name in names:
             if not isinstance(node, Mapping) or name not in node:
                 return False
@@ -92,13 +93,13 @@ class Build:
                 OmegaConf.update(node, rest, list(value) if isinstance(value, tuple) else value, force_add=True)
         content = OmegaConf.to_container(node)
         assert isinstance(content, dict)
-        return {**(registry.SETTINGS if group == "attention" else {}), **{str(k): v for k, v in content.items()}}
+        return {**(spec.SETTINGS if group == "attention" else {}), **{str(k): v for k, v in content.items()}}
 
 
 @cache
 def choice(group: str, name: str) -> dict[str, Any]:
     """The content of a file of `configs/`, which must not be changed: it is read once."""
-    return registry.load(group, name)
+    return groups.load(group, name)
 
 
 def _hydra(value: Any) -> str:

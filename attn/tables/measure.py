@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import nn
 
-from attn import flops
-from attn.build import create_model
+from attn.models import flops
+from attn.models.create import create_model
 from attn.tables.build import Build, choice
 
 TRAINING_ONLY = "attn.modules.ba2m.BA2M"  # it is the identity at inference; its printed FLOPs are those of training
@@ -34,7 +34,7 @@ class Measured:
 
     Attributes:
         params: trainable parameters; None if it could not be counted.
-        papers, macs: operations per image in these conventions of `attn.flops`; by `macs_first` those of the changed network.
+        papers, macs: operations per image in these conventions of `attn.models.flops`; by `macs_first` those of the changed network.
         statistics: running means and variances of its norms.
         problem: why it could not be counted.
     """
@@ -47,7 +47,7 @@ class Measured:
 
 
 def measure(build: Build, convention: str = "papers") -> Measured:
-    """Builds a classifier on the meta device and counts it by a convention of `attn.flops`; each network once."""
+    """Builds a classifier on the meta device and counts it by a convention of `attn.models.flops`; each network once."""
     settings = {key: value for key, value in build.settings if key.startswith(("backbone.", "attention."))}
     return _measure(build.backbone, build.attention, build.data, json.dumps(settings), convention == "macs_first")
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
-from attn import flops
+from attn.models import flops
 from attn.tables.build import choice
 from attn.tables.verdict import Result, decimals, summary
 

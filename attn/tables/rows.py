@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attn import registry
-from attn.checkpoint import BEST
+from attn.config import groups
+from attn.runs.checkpoint import BEST
 from attn.tables.build import Build, choice
 
 
@@ -57,7 +57,7 @@ class Row:
 
 def papers() -> list[str]:
     """Names of the data files."""
-    return registry.names("papers")
+    return groups.names("papers")
 
 
 def load_rows(paper: str | None = None, table: str | None = None) -> list[Row]:
@@ -71,7 +71,7 @@ def load_rows(paper: str | None = None, table: str | None = None) -> list[Row]:
     if table is not None:
         tables = list(dict.fromkeys(row.table for row in rows))
         if table not in tables:
-            raise ValueError(registry.unknown("table", table, tables))
+            raise ValueError(groups.unknown("table", table, tables))
         rows = [row for row in rows if row.table == table]
     return rows
 
@@ -138,10 +138,10 @@ def training_command(checkpoint: str) -> str | None:
         if build is not None and build.detector is None and build.checkpoint() == checkpoint:
             return replace(build, test=()).command()
     names = re.fullmatch(rf"runs/(\w+)-(\w+)-(\w+)/seed0/{BEST}", checkpoint)
-    groups = ("backbone", "attention", "data")
-    if names is None or any(name not in registry.names(group) for name, group in zip(names.groups(), groups, strict=True)):
+    chosen = ("backbone", "attention", "data")
+    if names is None or any(name not in groups.names(group) for name, group in zip(names.groups(), chosen, strict=True)):
         return None
-    return shlex.join(["python", "train.py", *(f"{g}={n}" for g, n in zip(groups, names.groups(), strict=True))])
+    return shlex.join(["python", "train.py", *(f"{g}={n}" for g, n in zip(chosen, names.groups(), strict=True))])
 
 
 def _settings(raw: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

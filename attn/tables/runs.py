@@ -13,8 +13,9 @@ import hydra
 import yaml
 from hydra import initialize_config_dir
 
-from attn import config, registry, run
+from attn.config import groups, parse, schema
 from attn.errors import UserError
+from attn.runs import directory, metrics
 from attn.tables.build import Build
 from attn.tables.rows import Row
 
@@ -39,12 +40,12 @@ class Run:
     differs: list[str]
 
 
-def find_runs(directory: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
-    """All runs below a directory, by what they trained on what."""
+def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+    """All runs below a folder, by what they trained on what."""
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for path in sorted(directory.rglob(run.METRICS)):
+    for path in sorted(top.rglob(metrics.METRICS)):
         try:
-            content = yaml.safe_load((path.parent / run.CONFIG).read_text())
+            content = yaml.safe_load((path.parent / directory.CONFIG).read_text())
             found.setdefault(_network_key(content), []).append((path.parent, content))
         except (OSError, yaml.YAMLError, TypeError, KeyError):
             continue  # a directory of something else, or a run that was stopped while it wrote
@@ -63,23 +64,23 @@ def matching_runs(row: Row, found: Mapping[str, list[tuple[Path, dict[str, Any]]
     wanted = {"backbone": build.mapping("backbone"), "attention": build.mapping("attention"), "data": {"name": build.data}}
     runs = []
     for path, content in found.get(_network_key(wanted), []):
-        rows = run.read_metrics(path)
+        rows = metrics.read_metrics(path)
         scores = [(r.get("ema_val_top1", r["val_top1"]), r["epoch"]) for r in rows]
         if scores:
             top1, epoch = max(scores)
             try:
-                differs = run.differences(compose(build), config.from_dict(content))
+                differs = directory.differences(compose(build), parse.from_dict(content))
             except UserError as error:
                 differs = [f"its config is of another version: {error}"]
             differs = [d for d in differs if not d.startswith("seed:")]
-            runs.append(Run(str(path), content["seed"], top1, epoch, (path / run.DONE).exists(), differs))
+            runs.append(Run(str(path), content["seed"], top1, epoch, (path / directory.DONE).exists(), differs))
     return runs
 
 
 @cache
-def compose(build: Build) -> config.Config:
+def compose(build: Build) -> schema.Config:
     """The whole config of a build's command."""
     overrides = [f"backbone={build.backbone}", f"attention={build.attention}", f"data={build.data}"]
     overrides += [f"schedule={build.schedule}", *build.overrides(), f"attention_name={build.attention}", "run_dir=runs"]
-    with initialize_config_dir(str(registry.config_dir()), version_base="1.3"):
-        return config.parse(hydra.compose("train", overrides=overrides))
+    with initialize_config_dir(str(groups.config_dir()), version_base="1.3"):
+        return parse.parse(hydra.compose("train", overrides=overrides))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from attn import flops
+from attn.models import flops
 from attn.tables.build import Build
 from attn.tables.measure import Measured, measure
 from attn.tables.rows import Row

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import attn
-from attn import checkpoint as checkpoints
-from attn.checkpoint import BadCheckpoint
 from attn.errors import UserError
+from attn.runs import checkpoint
+from attn.runs.checkpoint import BadCheckpoint
 from detection import AttentionBackbone, weights
 
 pytest_plugins = [detection_fixtures.__name__]
@@ -33,10 +33,10 @@ def classifier(folder: Path, attention: str | None = "ba", ema: bool = True, bac
     """A checkpoint as train.py writes it, and its content."""
     model = attn.create_model(backbone, attention, num_classes=10)
     averaged = {name: value + 1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    content = {"format": checkpoints.FORMAT, "model": model.state_dict(), "ema": averaged if ema else None, "config": {}}
+    content = {"format": checkpoint.FORMAT, "model": model.state_dict(), "ema": averaged if ema else None, "config": {}}
     folder.mkdir(exist_ok=True)
-    checkpoints.save(content, folder, best=False)
-    return folder / checkpoints.LAST, content
+    checkpoint.save(content, folder, best=False)
+    return folder / checkpoint.LAST, content
 
 
 def initialised(path: Path | str, attention: Any = "ba", frozen_stages: int = 1, **options: Any) -> AttentionBackbone:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fault_harness import RICH, finished
 
-from attn.fingerprint import fingerprint
+from attn.runs.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="session")

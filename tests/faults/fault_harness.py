@@ -19,9 +19,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from attn import cli, config, run
-from attn.config import Config
-from attn.registry import config_dir
+from attn.config import command_line, parse
+from attn.config.groups import config_dir
+from attn.config.schema import Config
+from attn.runs import directory
 
 ROOT = Path(__file__).resolve().parents[2]
 Fault = Callable[[], None]
@@ -42,7 +43,7 @@ PER_EPOCH, STEPS = 3, 6
 def compose_config(overrides: Sequence[str], run_dir: Path) -> Config:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         chosen = [o for o in overrides if o.startswith("attention=")][-1].partition("=")[2]
-        return config.parse(compose("train", [*overrides, f"run_dir={run_dir}", f"attention_name={chosen}"]))
+        return parse.parse(compose("train", [*overrides, f"run_dir={run_dir}", f"attention_name={chosen}"]))
 
 
 def free_port() -> int:
@@ -54,7 +55,7 @@ def free_port() -> int:
 def _context() -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["attn.loop", "attn.evaluation"])
+    context.set_forkserver_preload(["attn.training.loop", "attn.evaluation.job"])
     return context
 
 
@@ -70,11 +71,11 @@ def _rank(cfg: Config, rank: int, world: int, port: int, faults: Sequence[Fault]
     if world > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in places.items()})
-    from attn import loop
+    from attn.training import loop
 
     for fault in faults:
         fault()
-    with cli.one_line_errors():
+    with command_line.one_line_errors():
         loop.train(cfg)
     sys.stdout.flush()
 
@@ -162,5 +163,5 @@ def finished(run_dir: Path, *overrides: str, **options: Any) -> Run:
     done = Run(run_dir, *overrides, **options)
     codes = done.wait()
     assert set(codes) == {0}, done.text
-    assert (run_dir / run.DONE).exists()
+    assert (run_dir / directory.DONE).exists()
     return done

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-from attn import checkpoint, data, evaluate, loop, state
+from attn.data import loader
+from attn.evaluation import evaluate
+from attn.runs import checkpoint
+from attn.training import loop, state
 
 SIGKILL = int(signal.SIGKILL)
 
@@ -94,7 +97,7 @@ def _signal_in_save(nth: int, where: str, number: int) -> None:
     elif where == "fsync":
         _wrap(checkpoint.os, "fsync", at)
     elif where == "link":
-        _wrap(checkpoint, "_replace_by_link", at)
+        _wrap(checkpoint, "replace_by_link", at)
     elif where == "rename":
         _wrap(checkpoint.os, "replace", lambda source, target: at() if str(target).endswith("last.pt") else None)
 
@@ -187,7 +190,7 @@ def _loader_process_dies(nth: int) -> None:
         if os.getpid() != main and calls["image"] == nth:
             os._exit(9)
 
-    _wrap(data.Seeded, "__getitem__", at_image)
+    _wrap(loader.Seeded, "__getitem__", at_image)
 
 
 def slow_finish(seconds: float) -> Callable[[], None]:

@@ -17,9 +17,9 @@ from fault_harness import PER_EPOCH, Run, finished
 from fault_injection import full_disk_in_save, signal_in_save, signal_in_step, slow_steps
 
 import attn
-from attn import checkpoint, run
-from attn.checkpoint import BadCheckpoint
-from attn.fingerprint import fingerprint
+from attn.runs import checkpoint, directory, metrics
+from attn.runs.checkpoint import BadCheckpoint
+from attn.runs.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_best_that_was_not_written_is_not_the_best(tmp_path: Path) -> None:
     survived = finished(tmp_path / "run", "save_error=continue", faults=[full_disk_in_save(2, 2)])
     assert "No space left" in survived.text
     best = checkpoint.read(tmp_path / "run" / "best.pt")
-    assert best["best"] == {"top1": run.read_metrics(tmp_path / "run")[1]["val_top1"], "epoch": 2}
+    assert best["best"] == {"top1": metrics.read_metrics(tmp_path / "run")[1]["val_top1"], "epoch": 2}
 
 
 def test_a_full_disk_of_the_first_rank_does_not_hang_the_second(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_full_disk_at_the_end_is_an_error_whatever_is_configured(tmp_path: Pat
     stopped = Run(tmp_path / "run", "save_error=continue", faults=[full_disk_in_save(4, 9)])
     assert stopped.wait() == [3]
     assert "last.pt is the last good checkpoint" in stopped.text.splitlines()[-1]
-    assert not (tmp_path / "run" / run.DONE).exists()
+    assert not (tmp_path / "run" / directory.DONE).exists()
     assert "continuing" in finished(tmp_path / "run").text
 
 
@@ -111,18 +111,18 @@ def test_a_quota_is_as_a_full_disk(tmp_path: Path) -> None:
 
 def test_metrics_that_found_no_room_come_later(tmp_path: Path) -> None:
     rows = [{"epoch": 1, "step": 3}, {"epoch": 2, "step": 6}]
-    run.append_metrics(tmp_path, rows[:1])
-    before = (tmp_path / run.METRICS).read_bytes()
+    metrics.append_metrics(tmp_path, rows[:1])
+    before = (tmp_path / metrics.METRICS).read_bytes()
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limit[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            run.append_metrics(tmp_path, rows[1:])
+            metrics.append_metrics(tmp_path, rows[1:])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert (tmp_path / run.METRICS).read_bytes() == before
-    run.append_metrics(tmp_path, rows[1:])
-    assert run.read_metrics(tmp_path) == rows
+    assert (tmp_path / metrics.METRICS).read_bytes() == before
+    metrics.append_metrics(tmp_path, rows[1:])
+    assert metrics.read_metrics(tmp_path) == rows
 
 
 def truncate(path: Path) -> None:
@@ -190,12 +190,14 @@ def test_a_damaged_checkpoint_is_told_and_the_previous_one_used(
 def test_without_a_sound_checkpoint_nothing_starts_again(stopped: Path, damage: Callable[[Path], None]) -> None:
     for name in ("last.pt", "previous.pt", "best.pt"):
         damage(stopped / name)
-    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != run.LOCK and path.is_file()}
+    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != directory.LOCK and path.is_file()}
     refused = Run(stopped)
     assert refused.wait() == [2]
     assert refused.text.count("error:") == 1
     assert "no sound checkpoint is left" in refused.text
-    assert before == {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != run.LOCK and path.is_file()}
+    assert before == {
+        path.name: path.read_bytes() for path in stopped.iterdir() if path.name != directory.LOCK and path.is_file()
+    }
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink])
@@ -239,7 +241,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     assert second.wait() == [2]
     assert f"in use by process {first.processes[0].pid} on {socket.gethostname()}" in second.text
     assert first.wait() == [0]
-    assert [row["epoch"] for row in run.read_metrics(tmp_path / "run")] == [1, 2]
+    assert [row["epoch"] for row in metrics.read_metrics(tmp_path / "run")] == [1, 2]
 
 
 def test_a_killed_run_frees_its_folder_at_once(tmp_path: Path) -> None:

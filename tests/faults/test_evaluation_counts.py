@@ -12,10 +12,10 @@ import pytest
 import torch
 from fault_harness import TINY, compose_config, finished, free_port
 
-from attn import checkpoint, run
-from attn.data import evaluation_batches, evaluation_data
-from attn.dist import Ranks, launch
-from attn.evaluate import evaluate
+from attn.data.loader import evaluation_batches, evaluation_data
+from attn.distributed import Ranks, launch
+from attn.evaluation.evaluate import evaluate
+from attn.runs import load, metrics
 
 
 def _evaluate(rank: int, world: int, port: int, samples: int, batch: int, output: str) -> None:
@@ -24,7 +24,7 @@ def _evaluate(rank: int, world: int, port: int, samples: int, batch: int, output
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     cfg = compose_config([*TINY, f"data.samples={samples}"], Path(output))
     torch.manual_seed(0)
-    model = checkpoint.build(cfg)
+    model = load.build(cfg)
     with launch("cpu", 60) as ranks:
         data = evaluation_data(cfg.data)
         scores = evaluate(model, data, ranks, batch, 0, None, False)
@@ -35,7 +35,7 @@ def _evaluate(rank: int, world: int, port: int, samples: int, batch: int, output
 
 def evaluated(world: int, samples: int, batch: int, output: Path) -> list[list[Any]]:
     context, port = multiprocessing.get_context("forkserver"), free_port()
-    context.set_forkserver_preload(["attn.loop", "attn.evaluation"])
+    context.set_forkserver_preload(["attn.training.loop", "attn.evaluation.job"])
     processes = [context.Process(target=_evaluate, args=(r, world, port, samples, batch, str(output))) for r in range(world)]
     for process in processes:
         process.start()
@@ -72,19 +72,19 @@ def test_an_evaluation_batch_is_a_share_of_the_images() -> None:
 
 @pytest.mark.parametrize("amp", ["null", "bf16"])
 def test_eval_py_repeats_the_last_evaluation_of_training(tmp_path: Path, amp: str) -> None:
-    from attn import evaluation
+    from attn.evaluation import job
 
     run_dir = tmp_path / "run"
     finished(run_dir, "schedule.ema_decay=0.5", f"schedule.amp={amp}", ranks=2)
-    row = run.read_metrics(run_dir)[-1]
+    row = metrics.read_metrics(run_dir)[-1]
     for weights, prefix in (("raw", "val_"), ("ema", "ema_val_")):
         output = str(tmp_path / f"{weights}.json")
-        request = evaluation.Request(str(run_dir / "last.pt"), weights, batch_size=4, device="cpu", output=output)
-        scores = evaluation.run(request)
+        request = job.Request(str(run_dir / "last.pt"), weights, batch_size=4, device="cpu", output=output)
+        scores = job.run(request)
         assert (scores.top1, scores.top5) == (row[f"{prefix}top1"], row[f"{prefix}top5"])
         assert scores.loss == pytest.approx(row[f"{prefix}loss"], abs=1e-6)
     one = tmp_path / "one"
     finished(one, "schedule.ema_decay=0.5", f"schedule.amp={amp}")
-    last = run.read_metrics(one)[-1]
-    scores = evaluation.run(evaluation.Request(str(one / "last.pt"), "ema", device="cpu"))
+    last = metrics.read_metrics(one)[-1]
+    scores = job.run(job.Request(str(one / "last.pt"), "ema", device="cpu"))
     assert scores.row("ema_val_") == {key: last[key] for key in ("ema_val_loss", "ema_val_top1", "ema_val_top5")}

@@ -15,9 +15,9 @@ import pytest
 from fault_harness import ROOT, TINY, Run, finished
 from PIL import Image
 
-from attn import run
-from attn.fingerprint import fingerprint
-from attn.folder import DecodeError, Folder, UnreadableImage, decode, read_bytes, read_rgb
+from attn.data.imagefolder import DecodeError, Folder, UnreadableImage, decode, read_bytes, read_rgb
+from attn.runs import metrics
+from attn.runs.fingerprint import fingerprint
 
 ROWS, COLUMNS = np.mgrid[:40, :48]
 PIXELS = np.stack([ROWS * 6, COLUMNS * 5, (ROWS + COLUMNS) * 2], axis=2).astype(np.uint8)
@@ -129,7 +129,7 @@ def test_a_file_system_that_stumbles_is_asked_again(tmp_path: Path, monkeypatch:
             raise OSError(5, "Input/output error")
         return real(self)
 
-    monkeypatch.setattr("attn.folder.time.sleep", lambda _: None)
+    monkeypatch.setattr("attn.data.imagefolder.time.sleep", lambda _: None)
     monkeypatch.setattr(Path, "read_bytes", stumbling)
     assert read_rgb(str(path)).size == (48, 40)
     assert len(calls) == 3
@@ -177,7 +177,7 @@ def test_unreadable_images_are_replaced_and_counted(tmp_path: Path, root: Path) 
     (root / "train" / "class1" / "image07.JPEG").write_bytes(BROKEN["text"]())
     options = (f"data.root={root}", "data.on_error=replace")
     first = finished(tmp_path / "one", *options, "data.workers=0", base=BASE)
-    assert [row["replaced"] for row in run.read_metrics(tmp_path / "one")] == [2, 2]
+    assert [row["replaced"] for row in metrics.read_metrics(tmp_path / "one")] == [2, 2]
     assert first.text.count("the file is empty); replaced by the next image") == 2  # once an epoch
     finished(tmp_path / "two", *options, "data.workers=2", base=BASE)
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")

@@ -15,7 +15,8 @@ import pytest
 from fault_harness import STEPS, Run, finished
 from fault_injection import signal_in_evaluation, signal_in_step
 
-from attn import log, run
+from attn.runs import metrics
+from attn.runs.wandb import Wandb, wandb_mode
 
 WANDB = ("logger=wandb", "logger.csv=false", "logger.plot=false")
 QUIET = {"WANDB_API_KEY": "", "NETRC": "/nonexistent", "WANDB_MODE": "", "WANDB_BASE_URL": "", "WANDB_SILENT": "true"}
@@ -67,17 +68,17 @@ class fake_wandb:
 
 def wait_for_mirror() -> None:
     """A fault that holds training after each epoch until its row was handed to wandb: the kill then comes behind it."""
-    update = log.Wandb.update
+    update = Wandb.update
 
-    def patient(self: log.Wandb) -> None:
+    def patient(self: Wandb) -> None:
         update(self)
-        state, last = self._run_dir / self.STATE, run.read_metrics(self._run_dir)[-1]["step"]
+        state, last = self._run_dir / self.STATE, metrics.read_metrics(self._run_dir)[-1]["step"]
         end = time.monotonic() + 60
         while not state.exists() or json.loads(state.read_text())["step"] < last:
             assert time.monotonic() < end, f"the mirror has not sent step {last}"
             time.sleep(0.01)
 
-    log.Wandb.update = patient  # type: ignore[method-assign]
+    Wandb.update = patient  # type: ignore[method-assign]
 
 
 def entries(record: Path) -> list[dict[str, Any]]:
@@ -144,7 +145,7 @@ def test_a_row_that_the_service_never_got_is_sent_again(tmp_path: Path, online: 
     record, run_dir = tmp_path / "record", tmp_path / "run"
     killed = Run(run_dir, *WANDB, faults=[fake_wandb(record), wait_for_mirror, signal_in_step(4)], env=online)
     assert killed.wait() == [-9]
-    assert json.loads((run_dir / log.Wandb.STATE).read_text())["step"] == 3
+    assert json.loads((run_dir / Wandb.STATE).read_text())["step"] == 3
     record.write_text("")  # lost on the way
     finished(run_dir, *WANDB, faults=[fake_wandb(record)], env=online)
     assert [entry["step"] for entry in entries(record) if "step" in entry] == [3, STEPS]
@@ -157,7 +158,7 @@ def test_a_server_that_is_down(tmp_path: Path) -> None:
     done = finished(tmp_path / "run", *WANDB, "logger.wandb_mode=online", "dist_timeout=20", ranks=2, env=env)
     assert time.monotonic() - began < 60
     assert done.text.count("warning: Weights & Biases is offline: 127.0.0.1:9 cannot be reached") == 1
-    assert [row["step"] for row in run.read_metrics(tmp_path / "run")] == [3, STEPS]
+    assert [row["step"] for row in metrics.read_metrics(tmp_path / "run")] == [3, STEPS]
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
@@ -165,7 +166,7 @@ def test_wandb_raises(tmp_path: Path) -> None:
     record = tmp_path / "record"
     done = finished(tmp_path / "run", *WANDB, faults=[fake_wandb(record, raise_at=3)], env=QUIET)
     assert done.text.count("warning: Weights & Biases is off: the service is gone") == 1
-    assert [row["step"] for row in run.read_metrics(tmp_path / "run")] == [3, STEPS]
+    assert [row["step"] for row in metrics.read_metrics(tmp_path / "run")] == [3, STEPS]
     finished(tmp_path / "run", *WANDB, "schedule.epochs=3", "force=true", faults=[fake_wandb(record)], env=QUIET)
     assert [entry["step"] for entry in entries(record) if "step" in entry] == [3, 6, 9]  # made up for
 
@@ -190,8 +191,8 @@ def test_a_stalling_service_delays_no_step(tmp_path: Path) -> None:
 def test_the_end_does_not_wait_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    mirror = log.Wandb.__new__(log.Wandb)
-    monkeypatch.setattr(log.Wandb, "_start", lambda self: time.sleep(30))
+    mirror = Wandb.__new__(Wandb)
+    monkeypatch.setattr(Wandb, "_start", lambda self: time.sleep(30))
     mirror.__init__(None, tmp_path)  # type: ignore[misc, arg-type]
     began = time.monotonic()
     mirror.finish(patience=0.2)
@@ -223,6 +224,6 @@ def test_the_mode_is_one_that_works(
     monkeypatch.setenv("NETRC", "/nonexistent")
     for key, value in env.items():
         monkeypatch.setenv(key, value)
-    assert log.wandb_mode(asked) == expected
+    assert wandb_mode(asked) == expected
     said = capsys.readouterr().err
     assert (warned in said) if warned else said == ""

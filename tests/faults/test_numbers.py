@@ -12,11 +12,12 @@ from fault_harness import PER_EPOCH, TINY, Run, compose_config, finished
 from fault_injection import huge_images, nan_loss
 from timm.utils import ModelEmaV3
 
-from attn import checkpoint, ending, optim, run
-from attn.data import train_data
-from attn.dist import Ranks
+from attn.data.loader import train_data
+from attn.distributed import Ranks
 from attn.errors import TrainingStopped
-from attn.state import State
+from attn.runs import checkpoint, load, metrics
+from attn.training import optim, stopping
+from attn.training.state import State
 
 
 def is_finite(content: dict) -> bool:
@@ -42,7 +43,7 @@ def test_nan_on_one_rank_stops_both_before_the_update(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_nan_is_skipped_if_so_configured(tmp_path: Path, ranks: int) -> None:
     finished(tmp_path / "run", "nonfinite=skip", ranks=ranks, faults={ranks - 1: [nan_loss(PER_EPOCH)]})
-    rows = run.read_metrics(tmp_path / "run")
+    rows = metrics.read_metrics(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [0, 1]
     assert all(math.isfinite(row[key]) for row in rows for key in ("train_loss", "val_loss"))
     assert is_finite(checkpoint.read(tmp_path / "run" / "last.pt"))
@@ -53,7 +54,7 @@ def test_after_a_stop_the_run_continues_with_skipping(tmp_path: Path) -> None:
     assert stopped.wait() == [3]
     again = finished(tmp_path / "run", "nonfinite=skip", faults=[nan_loss(4)])
     assert "at step 4 of 6" in again.text
-    assert run.read_metrics(tmp_path / "run")[1]["skipped"] == 1
+    assert metrics.read_metrics(tmp_path / "run")[1]["skipped"] == 1
 
 
 def test_skipping_has_an_end(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_skipping_has_an_end(tmp_path: Path) -> None:
 def test_a_scaler_skips_counts_and_gives_up(tmp_path: Path) -> None:
     """Huge images: the loss overflows in half precision; the scale is halved each time."""
     finished(tmp_path / "run", "schedule.amp=fp16", faults=[huge_images(1, 2)])
-    assert run.read_metrics(tmp_path / "run")[0]["skipped"] == 2
+    assert metrics.read_metrics(tmp_path / "run")[0]["skipped"] == 2
     content = checkpoint.read(tmp_path / "run" / "last.pt")
     assert content["scaler"]["scale"] == 65536 / 4
     assert is_finite(content)
@@ -86,13 +87,13 @@ def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["model", "ema", "optimizer"])
 def test_a_nan_is_caught_at_the_save(tmp_path: Path, where: str) -> None:
     cfg = compose_config([*TINY, "schedule.ema_decay=0.9"], tmp_path)
-    model = checkpoint.build(cfg)
+    model = load.build(cfg)
     ema = ModelEmaV3(model)
     state = State(model, ema, optim.build_optimizer(cfg.schedule, model), torch.amp.GradScaler("cpu", enabled=False), step=7)
     state.optimizer.zero_grad()
     sum(p.sum() for p in model.parameters()).backward()
     state.optimizer.step()
-    ending.save(cfg, tmp_path, state)
+    stopping.save(cfg, tmp_path, state)
     before = (tmp_path / "last.pt").read_bytes()
     if where == "optimizer":
         next(iter(state.optimizer.state.values()))["momentum_buffer"].view(-1)[0] = math.nan
@@ -101,5 +102,5 @@ def test_a_nan_is_caught_at_the_save(tmp_path: Path, where: str) -> None:
         module.get_buffer("bn1.running_var")[3] = math.inf
     name = {"optimizer": "momentum_buffer", "model": "model.bn1.running_var", "ema": "ema.bn1.running_var"}[where]
     with pytest.raises(TrainingStopped, match=f"step 7: .*{name} is not finite; not saved"):
-        ending.save(cfg, tmp_path, state)
+        stopping.save(cfg, tmp_path, state)
     assert (tmp_path / "last.pt").read_bytes() == before

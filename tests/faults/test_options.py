@@ -11,11 +11,11 @@ from fault_harness import TINY, Run, finished
 from fault_injection import signal_in_step
 
 import attn
-from attn import checkpoint, run
-from attn.data import evaluation_data
-from attn.dist import Ranks
-from attn.evaluate import evaluate
-from attn.fingerprint import fingerprint
+from attn.data.loader import evaluation_data
+from attn.distributed import Ranks
+from attn.evaluation.evaluate import evaluate
+from attn.runs import checkpoint, load, metrics
+from attn.runs.fingerprint import fingerprint
 
 # A norm over vectors, a state from block to block, a convolution, one with its own norm, a softmax over the batch.
 SLOTS = {
@@ -79,13 +79,13 @@ def test_compiled_training_on_two_ranks(tmp_path: Path) -> None:
 
     content = checkpoint.read(tmp_path / "run" / "last.pt")
     assert checkpoint.non_finite({key: content[key] for key in ("model", "ema", "optimizer")}) is None
-    plain, row = (run.read_metrics(tmp_path / name)[-1] for name in ("plain", "run"))
+    plain, row = (metrics.read_metrics(tmp_path / name)[-1] for name in ("plain", "run"))
     assert plain["skipped"] == row["skipped"] == 0
     for key in ("train_loss", "val_loss", "ema_val_loss"):
         assert row[key] == pytest.approx(plain[key], rel=0.02)
-    cfg = checkpoint.load_config(content, tmp_path)
+    cfg = load.load_config(content, tmp_path)
     for kind, prefix in (("model", "val_"), ("ema", "ema_val_")):
-        assert list(content[kind]) == list(checkpoint.build(cfg).state_dict())
+        assert list(content[kind]) == list(load.build(cfg).state_dict())
         model = attn.load(tmp_path / "run" / "last.pt", ema=kind == "ema")
         scores = evaluate(model, evaluation_data(cfg.data), Ranks(0, 1, torch.device("cpu")), 16, 0, "fp16", True)
         assert scores.loss == pytest.approx(row[f"{prefix}loss"], rel=1e-2)

@@ -14,10 +14,10 @@ import torch
 from fault_harness import PER_EPOCH, RICH, STEPS, TINY, Run, compose_config, finished
 from fault_injection import signal_in_evaluation, signal_in_save, signal_in_step
 
-from attn import checkpoint, run
-from attn.data import train_data
-from attn.dist import Ranks
-from attn.fingerprint import fingerprint
+from attn.data.loader import train_data
+from attn.distributed import Ranks
+from attn.runs import checkpoint, directory, metrics
+from attn.runs.fingerprint import fingerprint
 
 Reference = Callable[[int], str]
 KILLED = [-9]
@@ -48,7 +48,7 @@ def test_killed_and_continued_with_other_workers(
     options = [] if save_steps is None else [f"save_every_steps={save_steps}"]
     killed = Run(tmp_path / "run", "data.workers=2", *options, base=RICH, faults=[fault])
     assert killed.wait() == KILLED
-    assert not (tmp_path / "run" / run.DONE).exists()
+    assert not (tmp_path / "run" / directory.DONE).exists()
     assert killed.leftovers() == []
     finished(tmp_path / "run", "data.workers=1", base=RICH)
     assert fingerprint(tmp_path / "run") == uninterrupted(1)
@@ -66,7 +66,7 @@ def test_killed_in_the_last_evaluation_only_evaluates(tmp_path: Path) -> None:
     again = finished(tmp_path / "run")
     assert f"continuing from {tmp_path / 'run' / 'last.pt'} at step {STEPS} of {STEPS}" in again.text
     assert "step 6/6" not in again.text
-    assert [row["epoch"] for row in run.read_metrics(tmp_path / "run")] == [1, 2]
+    assert [row["epoch"] for row in metrics.read_metrics(tmp_path / "run")] == [1, 2]
 
 
 def test_two_ranks_killed(tmp_path: Path, uninterrupted: Reference) -> None:
@@ -104,7 +104,7 @@ def test_continued_on_one_rank_instead_of_two(tmp_path: Path) -> None:
     one, two = (checkpoint.read(tmp_path / name / "last.pt")["model"] for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-6, rtol=0)
-    rows = [run.read_metrics(tmp_path / name) for name in ("one", "two")]
+    rows = [metrics.read_metrics(tmp_path / name) for name in ("one", "two")]
     assert [row["train_loss"] for row in rows[1]] == pytest.approx([row["train_loss"] for row in rows[0]], abs=1e-6)
 
 
@@ -160,7 +160,7 @@ def test_a_run_whose_rate_does_not_depend_on_its_length_may_grow(tmp_path: Path)
 def test_force_goes_on_with_another_config(stopped: Path) -> None:
     again = finished(stopped, "schedule.lr=0.01", "force=true")
     assert "continuing from" in again.text
-    assert run.read_metrics(stopped)[-1]["epoch"] == 2
+    assert metrics.read_metrics(stopped)[-1]["epoch"] == 2
 
 
 @pytest.fixture
@@ -188,12 +188,12 @@ def test_never_refuses_what_is_there_and_a_path_starts_elsewhere(stopped: Path, 
     assert f"continuing from {source} at step {PER_EPOCH}" in other.text
     again = finished(tmp_path / "other", f"resume={source}")  # the same command takes up its own progress
     assert f"continuing from {tmp_path / 'other' / 'last.pt'}" in again.text
-    assert [row["epoch"] for row in run.read_metrics(tmp_path / "other")] == [2]
+    assert [row["epoch"] for row in metrics.read_metrics(tmp_path / "other")] == [2]
 
 
 def test_a_metrics_line_cut_off_by_a_crash_is_written_again(stopped: Path) -> None:
-    with open(stopped / run.METRICS, "a") as file:
+    with open(stopped / metrics.METRICS, "a") as file:
         file.write('{"epoch": 2, "st')
     finished(stopped)
-    rows = [json.loads(line) for line in (stopped / run.METRICS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (stopped / metrics.METRICS).read_text().splitlines()]
     assert [row["step"] for row in rows] == [PER_EPOCH, STEPS]

@@ -12,7 +12,7 @@ import pytest
 from fault_harness import ROOT, TINY, compose_config, finished
 
 import attn
-from attn import run
+from attn.runs import directory, metrics
 
 
 def script(name: str, *arguments: object, timeout: float = 550) -> subprocess.CompletedProcess:
@@ -23,10 +23,10 @@ def script(name: str, *arguments: object, timeout: float = 550) -> subprocess.Co
 def recorded(folder: Path, top1: list[float], *overrides: str, done: bool = True) -> Path:
     """A run folder as training leaves it, with these scores."""
     folder.mkdir(parents=True)
-    run.write_config(folder, compose_config([*TINY, f"schedule.epochs={len(top1) + (not done)}", *overrides], folder))
-    run.append_metrics(folder, [{"epoch": i + 1, "step": 3 * (i + 1), "val_top1": v} for i, v in enumerate(top1)])
+    directory.write_config(folder, compose_config([*TINY, f"schedule.epochs={len(top1) + (not done)}", *overrides], folder))
+    metrics.append_metrics(folder, [{"epoch": i + 1, "step": 3 * (i + 1), "val_top1": v} for i, v in enumerate(top1)])
     if done:
-        (folder / run.DONE).touch()
+        (folder / directory.DONE).touch()
     return folder
 
 
@@ -100,7 +100,7 @@ def test_compare_reads_what_training_writes(tmp_path: Path) -> None:
     finished(tmp_path / "runs/seed0")
     finished(tmp_path / "runs/seed1", "seed=1")
     (row,) = json.loads(script("compare", tmp_path / "runs", "--format", "json").stdout)
-    last = [run.read_metrics(tmp_path / f"runs/seed{seed}")[-1]["val_top1"] for seed in (0, 1)]
+    last = [metrics.read_metrics(tmp_path / f"runs/seed{seed}")[-1]["val_top1"] for seed in (0, 1)]
     assert row["last"]["values"] == last
     assert row["seeds"] == [0, 1]
 

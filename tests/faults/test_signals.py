@@ -25,9 +25,9 @@ from fault_injection import (
     stop_in_step,
 )
 
-from attn import checkpoint, run
-from attn.fingerprint import fingerprint
-from attn.signals import outlive_signals
+from attn.data.workers import outlive_signals
+from attn.runs import checkpoint, directory, metrics
+from attn.runs.fingerprint import fingerprint
 
 Reference = Callable[[int], str]
 PREEMPTED = 75
@@ -77,7 +77,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None
 def test_a_signal_at_an_awkward_moment(tmp_path: Path, uninterrupted: Reference, fault: Callable[[], None]) -> None:
     stopped = Run(tmp_path / "run", "data.workers=0", base=RICH, faults=[fault])
     assert stopped.wait() == [PREEMPTED], stopped.text
-    assert not (tmp_path / "run" / run.DONE).exists()
+    assert not (tmp_path / "run" / directory.DONE).exists()
     finished(tmp_path / "run", "data.workers=0", base=RICH)
     assert fingerprint(tmp_path / "run") == uninterrupted(1)
 
@@ -94,7 +94,7 @@ def test_two_ranks_are_stopped_while_they_evaluate(tmp_path: Path) -> None:
     assert time.monotonic() - began < 15
     again = finished(tmp_path / "run", *options, ranks=2)
     assert "step 8/8" not in again.text
-    assert [row["epoch"] for row in run.read_metrics(tmp_path / "run")] == [1]
+    assert [row["epoch"] for row in metrics.read_metrics(tmp_path / "run")] == [1]
 
 
 def test_many_signals_leave_one_valid_checkpoint(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_signal_after_the_work_is_done_changes_nothing(tmp_path: Path) -> None
     late.wait_for("epoch   2")
     late.signal(TERM)
     assert late.wait() == [0]
-    assert (tmp_path / "run" / run.DONE).exists()
+    assert (tmp_path / "run" / directory.DONE).exists()
 
 
 def test_a_rank_that_leaves_is_named_and_costs_no_step(tmp_path: Path, uninterrupted: Reference) -> None:
@@ -145,7 +145,7 @@ def test_a_rank_that_leaves_in_the_second_part_of_an_accumulation(tmp_path: Path
 
 
 def _only_second_part() -> None:
-    from attn import loop
+    from attn.training import loop
 
     faulty, real, calls = loop.forward, loop.forward.__wrapped__, {"part": 0}
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from fault_harness import RICH, ROOT, STEPS, TINY
 
-from attn import checkpoint, run
-from attn.fingerprint import fingerprint
+from attn.runs import checkpoint, directory
+from attn.runs.fingerprint import fingerprint
 
 Reference = Callable[[int], str]
 HERE = Path(__file__).parent
@@ -92,7 +92,7 @@ def test_sigterm_to_torchrun(tmp_path: Path, uninterrupted: Reference) -> None:
     assert launched.wait() != 0
     assert time.monotonic() - began < 25
     assert nobody_is_left(run_dir, 10)
-    assert not (run_dir / run.DONE).exists()
+    assert not (run_dir / directory.DONE).exists()
     assert f"error: SIGTERM: saved {run_dir / 'last.pt'} at step" in launched.text
     assert 1 <= checkpoint.read(run_dir / "last.pt")["step"] < STEPS
     again = Launched(torchrun("train.py", *RICH, "data.workers=0", f"run_dir={run_dir}"), tmp_path / "again")
@@ -152,12 +152,12 @@ def test_the_slurm_script_requeues_until_done(tmp_path: Path, any_cluster: dict[
         with_signal(pid, signal.SIGUSR1)
     assert launched.wait() == 0, launched.text
     assert "error: SIGUSR1: saved" in launched.text
-    assert not (run_dir / run.DONE).exists()
+    assert not (run_dir / directory.DONE).exists()
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
     again = Launched(command, tmp_path / "again", cluster)
     assert again.wait() == 0, again.text
     assert "continuing from" in again.text
-    assert (run_dir / run.DONE).exists()
+    assert (run_dir / directory.DONE).exists()
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
 
 

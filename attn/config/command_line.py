@@ -1,0 +1,140 @@
+"""Runs a Hydra entry point so that whatever a user mistypes is answered by one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from attn.config import groups
+from attn.config.parse import flatten
+from attn.errors import UserError
+
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: with it, tracebacks are shown
+
+
+def run(main: Callable[[], None], config_name: str) -> None:
+    """Calls a `hydra.main` function and exits with 2 and one line for a mistake in the command.
+
+    Args:
+        main: the decorated function.
+        config_name: its primary config, to tell which keys exist.
+    """
+    if os.environ.get(FULL_ERROR):
+        main()
+        return
+    os.environ[FULL_ERROR] = "1"  # else Hydra prints the errors itself and exits before we see them
+    try:
+        check_arguments(sys.argv[1:])
+        main()
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error, config_name, sys.argv[1:]), UserError.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues from the last checkpoint", 130)
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line for a `UserError`; to be used inside the Hydra function, which would print more."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as a `type` of argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} must be a whole number greater than 0")
+    return int(text)
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Refuses what Hydra would answer by a usage of ten lines or a traceback.
+
+    Raises:
+        UserError: an unknown option, or a group that is removed, or given null or a list.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign]
+    for argument in parser.parse_args(arguments).overrides:
+        key, _, value = argument.partition("=")
+        group = key.removeprefix("~")
+        if group in groups.GROUPS and (key != group or value == "null" or value.startswith("[")):
+            raise UserError(f"{argument}: name one {group}, as in {group}=NAME: {', '.join(groups.names(group))}")
+
+
+def _refuse_option(message: str) -> NoReturn:
+    raise UserError(
+        f"{message}: keys are set without dashes, as in attention=se; options such as -m stand before or behind all keys"
+    )
+
+
+def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
+    """One line for an error of composition: what is wrong, and what would be right."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return groups.unknown(group or "config", name, error.options or [])
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the argument {error.override!r}: write key=value, and quote a value with special characters"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be set, as in {error.full_key}=..."
+    first = str(error).splitlines()[0]
+    if isinstance(error, ConfigCompositionException):
+        if first.startswith("Could not override '"):
+            return _unknown_key(first.split("'")[1], config_name, arguments)
+        if first.startswith("Ambiguous value for argument '"):
+            return f"{first}: -m runs one value after the other; a list is written [a,b], a text with a comma in quotes"
+    return first
+
+
+def _unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
+    root = _composed(config_name, arguments)
+    if "@" in key or "/" in key:
+        return f"unknown group {key!r}: choose from {', '.join(groups.GROUPS)}"
+    path, node, parts = "", root, key.split(".")
+    for part in parts:
+        if not OmegaConf.is_dict(node) or part not in node:
+            break
+        path, node = f"{path}{part}.", node[part]
+    if not OmegaConf.is_dict(node):
+        return f"unknown key {key!r}: {path[:-1]} is {'null' if node is None else node} here and has no keys"
+    choices = [f"{path}{child!s}" for child in node]
+    elsewhere = [full for full in flatten(OmegaConf.to_container(root)) if full.endswith(f".{key}")]
+    if elsewhere:
+        return f"unknown key {key!r}: did you mean {' or '.join(map(repr, elsewhere))}? choose from {', '.join(choices)}"
+    line = groups.unknown("key", key, choices)
+    if path and parts[0] in ("attention", "backbone"):  # the others have a schema
+        line += f" (an option that is not listed is added by +{key}=...)"
+    return line
+
+
+def _composed(config_name: str, arguments: list[str]) -> DictConfig:
+    """The config with the groups that were chosen, and no other argument; some may not exist here."""
+    GlobalHydra.instance().clear()
+    chosen = [a for a in arguments if a.partition("=")[0] in groups.GROUPS and "," not in a]
+    with initialize_config_dir(str(groups.config_dir()), version_base="1.3"):
+        try:
+            return compose(config_name, overrides=chosen)
+        except HydraException:
+            return compose(config_name)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,179 @@
+"""From a composed config to dataclasses: types, ranges and combinations are checked here."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from attn.config.groups import unknown
+from attn.config.schema import CHOICES, NO_DECAY, RANGES, TESTS, Config, Data, Logger, Schedule
+from attn.errors import UserError
+
+_EXPECTED = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list[float]": "a list of numbers, as in [0.5,0.9]",
+    "list[int]": "a list of whole numbers, as in [30,60]",
+    "list[str]": "a list of names, as in [norm,bias]",
+}
+
+
+def parse(composed: DictConfig) -> Config:
+    """Checks a composed config against the schema and gives it as dataclasses.
+
+    Raises:
+        UserError: a key is unknown, a value has the wrong type or is out of range.
+    """
+    composed = composed.copy()
+    OmegaConf.set_struct(composed, False)
+    raw = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(raw, dict)
+    free: dict[str, Any] = {key: raw.pop(key, None) or {} for key in ("backbone", "attention")}
+    for key, value in free.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{key}={value}: must be a mapping; name one, as in {key}=NAME")
+    config = typed(
+        Config(**free, data=Data(), schedule=Schedule(), logger=Logger()), {str(key): value for key, value in raw.items()}
+    )
+    validate(config)
+    return config
+
+
+def typed(defaults: Any, raw: dict[str, Any]) -> Any:
+    """A mapping as a dataclass, with every value converted to the type that its field has.
+
+    Args:
+        defaults: an instance of the dataclass.
+        raw: plain containers; keys that are absent keep their defaults.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type.
+    """
+    schema = OmegaConf.structured(defaults)
+    OmegaConf.set_readonly(schema, False)  # a frozen dataclass
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, raw))
+    except ConfigKeyError as error:
+        section, _, _ = (error.full_key or "").rpartition(".")
+        node = defaults if not section else lookup(defaults, section)
+        prefix = f"{section}." if section else ""
+        raise UserError(unknown("key", str(error.full_key), [f"{prefix}{f.name}" for f in fields(node)])) from None
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        value = _given(raw, key)
+        expected = _EXPECTED.get(_kind(defaults, key), "another type")
+        raise UserError(f"{key}={'null' if value is None else value}: must be {expected}") from None
+
+
+def _kind(defaults: Any, key: str) -> str:
+    """The type of a field as written in its dataclass, without `| None`; of a list's element for `key[0]`."""
+    path, _, index = key.partition("[")
+    section, _, name = path.rpartition(".")
+    node = defaults if not section else lookup(defaults, section)
+    kind = next(str(f.type) for f in fields(node) if f.name == name).removesuffix(" | None")
+    return kind[5:-1] if index and kind.startswith("list[") else kind
+
+
+def _given(raw: Any, key: str) -> Any:
+    for part in re.findall(r"[^.\[\]]+", key):
+        raw = raw[int(part)] if isinstance(raw, list) else raw[part]
+    return raw
+
+
+def from_dict(mapping: dict[str, Any]) -> Config:
+    """The config that a checkpoint holds; see `parse` for what it raises."""
+    return parse(OmegaConf.create(mapping))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain containers, for a checkpoint or a file."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def validate(config: Config) -> None:
+    """Checks ranges and combinations that types cannot express.
+
+    Raises:
+        UserError: names the key, its value and what was expected.
+    """
+    for key, choices in CHOICES.items():
+        value = lookup(config, key)
+        if value is not None and value not in choices:
+            raise UserError(f"{key}={value}: {unknown('value', str(value), choices)}")
+    for key, expected in RANGES.items():
+        value = lookup(config, key)
+        if value is not None and not TESTS[expected](value):
+            raise UserError(f"{key}={value}: must be {expected}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value}: must be finite")
+    schedule, data = config.schedule, config.data
+    if not isinstance(config.backbone.get("name"), str):
+        raise UserError(
+            f"backbone.name={config.backbone.get('name')}: must be the name of a backbone, as in backbone=resnet50"
+        )
+    for key in ("run_dir", "data.train_split", "data.val_split"):
+        if not lookup(config, key):
+            raise UserError(f"{key}= is empty; name one, or leave the key out")
+    for kind in schedule.no_decay:
+        if kind not in NO_DECAY:
+            raise UserError(f"schedule.no_decay={list(schedule.no_decay)}: {unknown('kind', kind, NO_DECAY)}")
+    if schedule.warmup_mode != "before" and schedule.warmup_epochs > schedule.epochs:
+        raise UserError(
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g} is longer than schedule.epochs={schedule.epochs}"
+        )
+    if schedule.min_lr > schedule.lr:
+        raise UserError(f"schedule.min_lr={schedule.min_lr:g} is above schedule.lr={schedule.lr:g}")
+    if schedule.warmup_lr is not None and schedule.warmup_lr > schedule.lr:
+        raise UserError(f"schedule.warmup_lr={schedule.warmup_lr:g} is above schedule.lr={schedule.lr:g}")
+    if schedule.nesterov and schedule.optimizer == "sgd" and not schedule.momentum:
+        raise UserError("schedule.nesterov=true needs schedule.momentum above 0")
+    if any(milestone < 1 for milestone in schedule.milestones):
+        raise UserError(f"schedule.milestones={list(schedule.milestones)}: must be epochs, 1 or more")
+    if len(schedule.betas) != 2 or not all(0 <= b < 1 for b in schedule.betas):
+        raise UserError(f"schedule.betas={list(schedule.betas)}: must be two numbers, 0 or more and below 1")
+    for key, pair in (("data.crop_scale", data.crop_scale), ("data.crop_ratio", data.crop_ratio)):
+        if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+            raise UserError(f"{key}={list(pair)}: must be two numbers, 0 < low <= high")
+    if data.crop_scale[1] > 1:
+        raise UserError(f"data.crop_scale={list(data.crop_scale)}: must be shares of the image's area, at most 1")
+    for key, triple in (("data.mean", data.mean), ("data.std", data.std)):
+        if len(triple) != 3:
+            raise UserError(f"{key}={list(triple)}: must be three numbers, one per channel")
+    if not all(0 < value < math.inf for value in data.std):
+        raise UserError(f"data.std={list(data.std)}: must be greater than 0")
+    if data.test_resize < data.image_size:
+        raise UserError(
+            f"data.test_resize={data.test_resize} is below data.image_size={data.image_size}: test images would be padded with "
+            f"black; set data.test_resize={data.image_size} or more"
+        )
+    if config.resume not in ("auto", "never") and not os.path.isfile(config.resume):
+        raise UserError(
+            f"resume={config.resume}: must be auto, never or the path of a checkpoint, and there is no such file"
+        )
+
+
+def lookup(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        k: v for key, child in node.items() for k, v in flatten(child, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

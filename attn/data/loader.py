@@ -1,0 +1,172 @@
+"""Batches: which images at which step on which rank, as a function of (seed, epoch, step), whatever the workers do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torchvision.transforms import v2
+
+from attn import rng
+from attn.config.schema import Data
+from attn.data.datasets import load_dataset
+from attn.data.imagefolder import UnreadableImage
+from attn.data.transforms import eval_transform, train_transform
+from attn.data.workers import outlive_signals
+from attn.distributed import Ranks
+from attn.errors import UserError
+
+Key = tuple[int, int]  # epoch, index of the image
+
+
+class Batch(NamedTuple):
+    """Images [N, 3, S, S], labels [N], their indices in the data set [N], and whether each replaces an unreadable one [N]."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    replaced: Tensor
+
+
+class Seeded(Dataset):
+    """Transforms images, with all randomness drawn from (seed, epoch, index)."""
+
+    def __init__(self, dataset: Dataset, transform: v2.Transform, seed: int, replace_unreadable: bool = False) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.replace_unreadable = replace_unreadable
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int, bool]:
+        epoch, index = key
+        rng.seed_sample(self.seed, "sample", epoch, index)
+        image, label, found = self._read(index)
+        return self.transform(image), label, found, found != index
+
+    def _read(self, index: int) -> tuple[Any, int, int]:
+        for offset in range(len(self)):
+            found = (index + offset) % len(self)
+            try:
+                image, label = self.dataset[found]
+                return image, label, found
+            except UnreadableImage as error:
+                if not self.replace_unreadable:
+                    raise UserError(f"{error}; mend or remove it, or set data.on_error=replace") from None
+                print(f"warning: {error}; replaced by the next image", file=sys.stderr)
+        raise UserError("data.on_error=replace: not one image of the data set can be read")
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """The training images, cut into batches.
+
+    Attributes:
+        dataset: gives (image, label, index) for (epoch, index).
+        batch_size: images per step over all ranks and accumulated parts.
+        accumulate: parts of a rank's share.
+        seed: of the permutations.
+        workers: loader processes of this rank.
+    """
+
+    dataset: Seeded
+    batch_size: int
+    accumulate: int
+    seed: int
+    workers: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in an epoch; the images left over are seen in another epoch's permutation."""
+        return len(self.dataset) // self.batch_size
+
+    def keys(self, step: int, ranks: Ranks) -> list[list[Key]]:
+        """The (epoch, index) keys of this rank at a step: one list per accumulated part."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = rng.permutation(len(self.dataset), self.seed, "permutation", epoch)
+        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        parts = batch.view(self.accumulate, ranks.world, -1)[:, ranks.rank]
+        return [[(epoch, index) for index in part.tolist()] for part in parts]
+
+    def batches(self, start: int, stop: int, ranks: Ranks) -> Generator[Batch, None, None]:
+        """All parts of this rank's batches at steps `start` to `stop`, in order, loaded ahead."""
+        keys = (part for step in range(start, stop) for part in self.keys(step, ranks))
+        return _load(self.dataset, keys, self.workers, ranks)
+
+
+def evaluation_batches(dataset: Seeded, batch_size: int, workers: int, ranks: Ranks) -> Generator[Batch, None, None]:
+    """This rank's share of a data set, each image exactly once over all ranks; it may be empty."""
+    mine = range(ranks.rank, len(dataset), ranks.world)
+    keys = ([(0, i) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size))
+    return _load(dataset, keys, workers, ranks)
+
+
+def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int, ranks: Ranks) -> Generator[Batch, None, None]:
+    pin = ranks.device.type == "cuda"
+    loader = DataLoader(
+        dataset, batch_sampler=_Once(keys), num_workers=workers, pin_memory=pin, worker_init_fn=outlive_signals
+    )
+    batches = iter(loader)
+    try:
+        for images, labels, indices, replaced in batches:
+            yield Batch(images, labels, indices, replaced)
+    except UserError as error:
+        # From a worker the message comes wrapped in that worker's traceback.
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("attn.errors.UserError: ")) from None
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise UserError(f"a loader process died, perhaps for want of memory ({error}); try fewer data.workers") from None
+        raise
+    finally:
+        # An error on its way keeps the iterator alive, and the processes would outlive this one by PATIENCE.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
+
+
+class _Once:
+    """A batch sampler that hands out what an iterator gives, once."""
+
+    def __init__(self, keys: Iterator[list[Key]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self.keys
+
+
+def train_data(data: Data, batch_size: int, accumulate: int, seed: int, ranks: Ranks) -> TrainData:
+    """Opens the training set.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly, or is larger than the data set.
+        OSError: files are missing.
+    """
+    if batch_size % (accumulate * ranks.world):
+        raise ValueError(
+            f"schedule.batch_size={batch_size} cannot be shared by {ranks.world} ranks x {accumulate} accumulated parts: "
+            f"it must be a multiple of {accumulate * ranks.world}"
+        )
+    dataset = load_dataset(data, train=True)
+    seeded = Seeded(dataset, train_transform(data), seed, data.on_error == "replace")
+    if len(seeded) < batch_size:
+        raise ValueError(
+            f"schedule.batch_size={batch_size} is more than the {len(seeded)} training images of data={data.name}"
+        )
+    return TrainData(seeded, batch_size, accumulate, seed, data.workers)
+
+
+def evaluation_data(data: Data) -> Seeded:
+    """Opens the validation set; see `load_dataset` for what it raises."""
+    return Seeded(load_dataset(data, train=False), eval_transform(data), seed=0)
+
+
+def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    """Moves a batch, without waiting where the memory is pinned."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = batch.images.to(device, memory_format=layout, non_blocking=True)
+    return batch._replace(images=images, labels=batch.labels.to(device, non_blocking=True))

@@ -1,0 +1,144 @@
+"""Attention in feature pyramids: AW, SE, CBAM and their combinations on the convolutions of an FPN.
+
+As in AW-convolution (arXiv 2108.08205, table 2): AW takes the place of every lateral 1x1 and of every 3x3 output
+convolution, SE or CBAM refine the input of each of them. The pyramid's own code and parameter names stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from attn.attention import Attention, Site
+from attn.models import spec
+from attn.modules.aw import AW, AWConv2d, conv_settings
+
+
+class GatedConv2d(nn.Conv2d):
+    """A convolution whose input an attention refines first; it takes the place of `conv` and keeps its parameters."""
+
+    def __init__(self, conv: nn.Conv2d, gate: Attention) -> None:
+        super().__init__(**conv_settings(conv), device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.gate.refine(x))
+
+
+class GatedAWConv2d(AWConv2d):
+    """An AW-convolution whose input an attention refines first."""
+
+    def __init__(self, conv: nn.Conv2d, gate: Attention, **options: Any) -> None:
+        super().__init__(conv, **options)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.gate.refine(x))
+
+
+def add_attention(
+    fpn: nn.Module,
+    attention: str | Mapping[str, Any],
+    laterals: str = "lateral_convs",
+    outputs: str = "fpn_convs",
+    strides: Sequence[int] | None = None,
+) -> None:
+    """Puts an attention on the lateral and output convolutions of a feature pyramid, in place.
+
+    The parameters of a convolution keep their names (`lateral_convs.0.conv.weight`), so weights of the plain pyramid load;
+    those of the attention are new: `squeeze` and `excite` for AW, `gate` for what refines the input. A bias stays unweighed.
+
+    AW's batch norms see a 1x1 map per image on the laterals: with two images per device convert to SyncBN, with one they
+    use the running statistics (see `AWConv2d`).
+
+    Args:
+        fpn: any module with two lists of convolutions, or of modules that hold one convolution each, first of the highest
+            resolution. Outputs beyond the number of laterals (extra levels) are left alone.
+        attention: a name of `attn.list_attentions()` or a mapping as in `configs/attention/*.yaml`. Its `conv` slot may hold
+            AW, its `block` slot an attention that needs one feature map and no state (SE, ECA, SRM, SGE, GE, GC, CBAM ...);
+            `stages` picks levels, from 1.
+        laterals: attribute with the list of 1x1 convolutions; MMDetection's name, in torchvision `inner_blocks`.
+        outputs: attribute with the list of 3x3 convolutions; MMDetection's name, in torchvision `layer_blocks`.
+        strides: input pixels per pixel of each level, for attentions that need the map's size; by default 4, 8, 16, ...
+
+    Raises:
+        ValueError: the lists or their convolutions are not found, or the attention does not fit a pyramid.
+    """
+    slots = spec.resolve_attention(attention)
+    label = attention if isinstance(attention, str) else "attention"
+    try:
+        _check(slots)
+        lateral_convs, output_convs = _convolutions(fpn, laterals), _convolutions(fpn, outputs)
+        if len(output_convs) < len(lateral_convs):
+            raise ValueError(f"{len(output_convs)} {outputs} for {len(lateral_convs)} {laterals}")
+        if strides is not None and len(strides) != len(lateral_convs):
+            raise ValueError(f"strides={list(strides)} needs one entry for each of {len(lateral_convs)} {laterals}")
+        steps = strides if strides is not None else [4 * 2**level for level in range(len(lateral_convs))]
+        for convs in (lateral_convs, output_convs[: len(lateral_convs)]):
+            _fill(convs, slots, steps)
+    except ValueError as error:
+        raise ValueError(f"fpn={type(fpn).__name__} attention={label}: {error}") from error
+
+
+def _check(slots: Mapping[str, Any]) -> None:
+    """Refuses what a pyramid cannot hold."""
+    if "stage" in slots:
+        raise ValueError("a pyramid has no stage to end (stage slot); use the block or conv slot")
+    if "block" not in slots and "conv" not in slots:
+        raise ValueError("it fills neither the block nor the conv slot")
+    if "conv" in slots and slots["conv"].func is not AW:
+        raise ValueError(f"{slots['conv'].func.__name__} cannot replace the convolutions of a pyramid; AW can")
+    if "block" in slots and slots["block"].func.forward is not Attention.forward:
+        name = slots["block"].func.__name__
+        raise ValueError(f"{name} needs the features or the state of a block, which a pyramid does not have")
+
+
+def _convolutions(fpn: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]:
+    """The convolution of every entry of a list: the module that holds it, and its name there."""
+    entries = getattr(fpn, attribute, None)
+    if not isinstance(entries, (nn.ModuleList, nn.Sequential)):
+        raise ValueError(f"it has no list {attribute!r}; name the lists of its convolutions by laterals= and outputs=")
+    found = []
+    for i, entry in enumerate(entries):
+        convs = [name for name, module in entry.named_modules() if isinstance(module, nn.Conv2d)]
+        if len(convs) != 1:
+            raise ValueError(f"{attribute}[{i}] holds {len(convs)} convolutions; there must be one in each")
+        path = f"{i}.{convs[0]}".rstrip(".")
+        owner, _, name = path.rpartition(".")
+        conv = entries.get_submodule(path)
+        if type(conv).forward is not nn.Conv2d.forward:
+            raise ValueError(f"{attribute}[{i}] holds a {type(conv).__name__}, which is no plain nn.Conv2d")
+        found.append((entries.get_submodule(owner), name))
+    return found
+
+
+def _fill(convs: Sequence[tuple[nn.Module, str]], slots: Mapping[str, Any], strides: Sequence[int]) -> None:
+    """Replaces one convolution per level."""
+    levels = range(1, len(convs) + 1)
+    for level, stride, (owner, name) in zip(levels, strides, convs, strict=True):
+        conv: nn.Conv2d = getattr(owner, name)
+        site = Site(widths=(conv.in_channels,), stage=level, block=0, depth=level - 1, stride=stride)
+        aw, block = (_options(slots.get(slot), level, levels) for slot in ("conv", "block"))
+        gate = None if block is None else slots["block"].func.place([site], **block)[0]
+        new: nn.Module = conv
+        if aw is not None:
+            new = AWConv2d(conv, **aw) if gate is None else GatedAWConv2d(conv, gate, **aw)
+        elif gate is not None:
+            new = GatedConv2d(conv, gate)
+        setattr(owner, name, new.train(conv.training))
+
+
+def _options(attention: partial[Attention] | None, level: int, levels: Sequence[int]) -> dict[str, Any] | None:
+    """The attention's options at a level; None where it is absent or its `stages` leave the level out."""
+    if attention is None:
+        return None
+    options = dict(attention.keywords)
+    stages = options.pop("stages", None)
+    missing = [stage for stage in stages or [] if stage not in levels]
+    if missing:
+        raise ValueError(f"stages={list(stages)}: no level {missing[0]} here; choose from {list(levels)}")
+    return options if stages is None or level in stages else None

@@ -1,0 +1,78 @@
+"""The options of an attention against the annotations of its constructor: a config may hold anything."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+LISTS = (Sequence, list, tuple)
+
+
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
+
+
+def check_options(cls: type, options: Mapping[str, Any]) -> None:
+    """Compares options with the constructor's annotations; what those do not say is left to the class.
+
+    Raises:
+        ValueError: there is no such option, or its value has another type; names both and what there is.
+    """
+    constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
+    taken = {**_parameters(constructor), **_parameters(getattr(cls, "place", None))}
+    signature = inspect.signature(constructor).parameters.values()
+    for parameter in signature:
+        if parameter.name in taken and parameter.default is parameter.empty and parameter.name not in options:
+            raise ValueError(f"{cls.__name__} needs the option {parameter.name!r}")
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature)
+    for name, value in options.items():
+        if name not in taken and not free:
+            raise ValueError(f"{cls.__name__} has no option {name!r}; its options are: {', '.join(taken)}")
+        if isinstance(value, partial) and isinstance(value.func, type):
+            check_options(value.func, value.keywords)
+        elif not _fits(value, taken.get(name, Any)):
+            raise ValueError(f"{cls.__name__}: {name}={value!r} must be {_describe(taken[name])}")
+
+
+def _parameters(function: Any) -> dict[str, Any]:
+    """Names of the options of a constructor or of `place`, with their types."""
+    if function is None:
+        return {}
+    try:
+        hints = get_type_hints(function)
+    except Exception:  # a name that is imported for the type checker alone
+        hints = {}
+    named = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    return {name: hints.get(name, Any) for name in named if name not in ("self", "site", "sites", "options")}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, choice) for choice in get_args(kind))
+    if origin in LISTS:
+        item = get_args(kind)[0]
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False
+        return get_origin(item) is Callable or all(_fits(v, item) for v in value)  # the class names the part that is none
+    if origin is Callable:
+        return callable(value)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in NAMES else True
+
+
+def _describe(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(choice) for choice in get_args(kind))
+    if origin in LISTS:
+        return "a list"
+    return NAMES.get(kind, "a mapping with a _target_")

@@ -1,0 +1,70 @@
+"""An attention by name or mapping, as what goes into each slot."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from attn.config.groups import load, unknown
+
+SLOTS = ("block", "conv", "stage")
+
+
+SETTINGS = {"sites": "all", "position": None, "convs": None}
+
+
+def resolve_attention(attention: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """A name, a mapping of slots, or None, as {slot: partial of an `Attention` class} plus `sites`, `position`, `convs`.
+
+    Only subclasses of `Attention` are ever imported as a `_target_`: a mapping may come from a checkpoint.
+
+    Raises:
+        ValueError: unknown name, key or target.
+    """
+    if not (attention is None or isinstance(attention, (str, Mapping))):
+        raise ValueError(f"attention={attention!r} must be a name, a mapping of slots or None")
+    mapping = load("attention", attention) if isinstance(attention, str) else dict(attention or {})
+    resolved: dict[str, Any] = dict(SETTINGS)
+    for key, value in mapping.items():
+        if key in SLOTS:
+            if value is not None:
+                resolved[key] = _build(value, f"attention.{key}")
+        elif key in SETTINGS:
+            resolved[key] = value
+        else:
+            raise ValueError(unknown("attention key", key, [*SLOTS, *SETTINGS]))
+    return resolved
+
+
+def _build(node: Any, where: str) -> Any:
+    """Turns mappings with `_target_` into partials, in options and in lists of them too; anything else is passed on."""
+    from attn.attention import Attention
+
+    if isinstance(node, partial):
+        target, options = node.func, node.keywords
+    elif isinstance(node, Mapping) and "_target_" in node:
+        target = _locate(node["_target_"], where)
+        options = {k: _build(v, f"{where}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
+    elif isinstance(node, type):
+        target, options = node, {}
+    elif "." not in where.removeprefix("attention."):
+        raise ValueError(f"{where}={node!r} must be a mapping with a _target_, an Attention class or a partial of one")
+    elif isinstance(node, (list, tuple)):
+        return [_build(item, f"{where}.{i}") for i, item in enumerate(node)]
+    else:
+        return node
+    if not (isinstance(target, type) and issubclass(target, Attention)):
+        raise ValueError(f"{where}: {target!r} is no subclass of attn.attention.Attention")
+    return partial(target, **options)
+
+
+def _locate(path: Any, where: str) -> Any:
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"{where}._target_={path!r} must be a module and a class, as in attn.modules.se.SE")
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}._target_={path!r} cannot be imported: {error}") from None

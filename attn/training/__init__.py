@@ -1,0 +1,1 @@
+"""The loop, what it is set up from, and how it ends."""

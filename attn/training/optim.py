@@ -1,0 +1,93 @@
+"""The optimizer, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from attn.config.schema import Schedule
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def total_epochs(schedule: Schedule) -> float:
+    """Epochs of the whole run, a warm-up that comes before the schedule included."""
+    return schedule.epochs + (schedule.warmup_epochs if schedule.warmup_mode == "before" else 0)
+
+
+def total_steps(schedule: Schedule, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run; whole epochs."""
+    return math.ceil(total_epochs(schedule)) * steps_per_epoch
+
+
+def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step, from 0.
+
+    During warm-up it grows linearly: lr * (s + 1) / W over W steps, or from `warmup_lr` at the first step. Then it follows the
+    curve: cosine from lr to min_lr, or lr * gamma^k behind the k-th milestone.
+    """
+    if schedule.update == "epoch":
+        step = step // steps_per_epoch * steps_per_epoch
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        if schedule.warmup_lr is None:
+            per_epoch = steps_per_epoch if schedule.update == "epoch" else 1
+            return schedule.lr * (step + per_epoch) / warmup
+        return schedule.warmup_lr + (schedule.lr - schedule.warmup_lr) * step / warmup
+    before = 0 if schedule.warmup_mode == "overlap" else warmup
+    if schedule.curve == "cosine":
+        length = schedule.epochs * steps_per_epoch - (warmup if schedule.warmup_mode == "inside" else 0)
+        progress = min((step - before) / max(length, 1), 1.0)
+        return schedule.min_lr + (schedule.lr - schedule.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    if schedule.curve == "step":
+        epoch = (step - (warmup if schedule.warmup_mode == "before" else 0)) / steps_per_epoch
+        return schedule.lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+    return schedule.lr
+
+
+def build_optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over two groups: with and without weight decay, by `schedule.no_decay`."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for parameter, exempt in classify(model, set(schedule.no_decay)):
+        (free if exempt else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}]
+    if free:
+        groups.append({"params": free, "weight_decay": 0.0})
+    if schedule.optimizer == "adamw":
+        beta1, beta2 = schedule.betas
+        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(beta1, beta2))
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+
+
+def classify(model: nn.Module, no_decay: set[str]) -> Iterator[tuple[nn.Parameter, bool]]:
+    """Every trainable parameter once, and whether it is exempt from weight decay.
+
+    Kinds: `norm` (of normalisation layers), `batchnorm` (of BatchNorm alone), `bias` (named bias), `vector` (at most one
+    dimension), `depthwise` (of convolutions with as many groups as channels).
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            kinds = {
+                "norm": isinstance(module, NORMS),
+                "batchnorm": isinstance(module, _NormBase),
+                "bias": name.endswith("bias"),
+                "vector": parameter.ndim <= 1,
+                "depthwise": depthwise and name == "weight",
+            }
+            yield parameter, any(kinds[kind] for kind in no_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,140 @@
+"""Everything that training changes: what a checkpoint holds, and how it comes back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from attn.config.parse import to_dict
+from attn.config.schema import Config
+from attn.runs import checkpoint, load
+
+
+@dataclass
+class Meter:
+    """Sums over the epoch so far, over all ranks."""
+
+    images: int = 0
+    loss: float = 0.0
+    correct1: int = 0
+    correct5: int = 0
+    replaced: int = 0
+    skipped: int = 0
+
+    def add(self, images: float, loss: float, correct1: float, correct5: float, replaced: float) -> None:
+        """The sums of a step."""
+        self.images, self.loss = self.images + int(images), self.loss + loss
+        self.correct1, self.correct5 = self.correct1 + int(correct1), self.correct5 + int(correct5)
+        self.replaced += int(replaced)
+
+    def row(self) -> dict[str, Any]:
+        """For a line of metrics; `train_loss` is the mean over images, top-1 and top-5 are in percent."""
+        n = max(self.images, 1)
+        values = {"train_loss": self.loss / n, "train_top1": 100 * self.correct1 / n, "train_top5": 100 * self.correct5 / n}
+        return {**values, "replaced": self.replaced, "skipped": self.skipped}
+
+
+@dataclass
+class Best:
+    """The best validation top-1 so far (of the averaged weights where there are any), in percent."""
+
+    top1: float = -1.0
+    epoch: int = -1
+
+
+@dataclass
+class State:
+    """A run between two optimizer steps.
+
+    Attributes:
+        model: the raw model, never wrapped.
+        step: optimizer steps done.
+        saved: the step of the newest checkpoint on the disk.
+        evaluated: epochs evaluated; one less than trained while an evaluation is due.
+        skipped_in_row: steps left out directly before this one, for non-finite values.
+        rows: lines of metrics that are not on the disk yet, because it was full.
+        phase: between two steps; in the gradients of a step, which change only buffers; or in its update.
+    """
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    saved: int = 0
+    evaluated: int = 0
+    skipped_in_row: int = 0
+    best: Best = field(default_factory=Best)
+    meter: Meter = field(default_factory=Meter)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    phase: Literal["between", "gradients", "update"] = "between"
+    _buffers: list[Tensor] = field(default_factory=list)  # before the step
+
+    def content(self, cfg: Config) -> dict[str, Any]:
+        """The mapping that is saved: tensors and plain data only."""
+        return {
+            "format": checkpoint.FORMAT,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "skipped_in_row": self.skipped_in_row,
+            "best": asdict(self.best),
+            "meter": asdict(self.meter),
+            "rows": self.rows,
+            "config": to_dict(cfg) | {"resume": "auto"},  # the file that a run began with need not stay
+            "versions": checkpoint.versions(),
+        }
+
+    def restore(self, content: dict[str, Any], path: str) -> None:
+        """Takes everything from a checkpoint.
+
+        Raises:
+            BadCheckpoint: it is of another architecture.
+        """
+        load.load_weights(self.model, content["model"], path)
+        if self.ema is not None:
+            load.load_weights(self.ema.module, load.pick_weights(content, None, path), path)
+        self.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        self.step, self.evaluated, self.skipped_in_row = (content[key] for key in ("step", "evaluated", "skipped_in_row"))
+        self.saved = self.step
+        self.best, self.meter, self.rows = Best(**content["best"]), Meter(**content["meter"]), list(content["rows"])
+
+    def evaluated_models(self) -> dict[str, nn.Module]:
+        """The models to evaluate, by the prefix of their metrics."""
+        return {"val_": self.model} | ({} if self.ema is None else {"ema_val_": self.ema.module})
+
+    def share_buffers(self) -> None:
+        """Gives every rank the buffers of the first: running statistics drift apart within a step."""
+        if dist.is_initialized():
+            for module in self.evaluated_models().values():
+                for buffer in module.buffers():
+                    dist.broadcast(buffer, 0)
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Remembers the buffers: forward passes change running statistics before it is known whether the step counts."""
+        buffers = list(self.model.buffers())
+        if not self._buffers:
+            self._buffers = [buffer.clone() for buffer in buffers]
+        for kept, buffer in zip(self._buffers, buffers, strict=True):
+            kept.copy_(buffer)
+        self.phase = "gradients"
+
+    @torch.no_grad()
+    def undo_step(self) -> None:
+        """Goes back to the boundary between two steps; not possible in the update."""
+        assert self.phase != "update"
+        if self.phase == "gradients":
+            for kept, buffer in zip(self._buffers, self.model.buffers(), strict=True):
+                buffer.copy_(kept)
+        self.phase = "between"

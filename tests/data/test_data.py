@@ -1,0 +1,177 @@
+"""Batches are a function of (seed, epoch, step), and data sets are what their configs say."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from attn.config.schema import Data
+from attn.data.datasets import load_dataset, stratified
+from attn.data.loader import Batch, evaluation_batches, evaluation_data, train_data
+from attn.distributed import Ranks
+
+CPU = torch.device("cpu")
+SMALL = {"image_size": 16, "test_resize": 16, "workers": 0}
+DIGITS = Data(name="digits", source="digits", num_classes=10, crop="random_resized", color_jitter=0.4, rotate=10, **SMALL)
+
+
+def ranks(world: int = 1) -> list[Ranks]:
+    return [Ranks(rank, world, CPU) for rank in range(world)]
+
+
+def some_batches(workers: int, start: int = 0, seed: int = 0) -> list[Batch]:
+    data = Data(**{**vars(DIGITS), "workers": workers})
+    return list(train_data(data, 32, 2, seed, ranks()[0]).batches(start, 3, ranks()[0]))
+
+
+def test_batches_do_not_depend_on_the_workers() -> None:
+    for one, other in zip(some_batches(0), some_batches(3), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_batches_do_not_depend_on_where_the_run_started() -> None:
+    whole, rest = some_batches(0), some_batches(2, start=1)
+    assert len(whole) == 6
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+def test_another_seed_gives_other_batches() -> None:
+    assert not torch.equal(some_batches(0)[0].indices, some_batches(0, seed=1)[0].indices)
+
+
+@given(st.integers(0, 500), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
+def test_ranks_share_the_batch_of_a_step(step: int, world: int, accumulate: int) -> None:
+    data = train_data(DIGITS, 32, accumulate, 0, ranks(world)[0])
+    alone = train_data(DIGITS, 32, 1, 0, ranks()[0])
+    shared = [key for rank in ranks(world) for part in data.keys(step, rank) for key in part]
+    assert sorted(shared) == sorted(alone.keys(step, ranks()[0])[0])
+
+
+def test_an_epoch_shows_no_image_twice_and_the_next_one_differs() -> None:
+    data = train_data(DIGITS, 32, 1, 0, ranks()[0])
+    epochs = [
+        [
+            index
+            for step in range(e * data.steps_per_epoch, (e + 1) * data.steps_per_epoch)
+            for _, index in data.keys(step, ranks()[0])[0]
+        ]
+        for e in (0, 1)
+    ]
+    assert data.steps_per_epoch == 1442 // 32
+    for seen in epochs:
+        assert len(seen) == len(set(seen)) == data.steps_per_epoch * 32
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 400])
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_evaluation_shows_every_image_once(world: int, batch_size: int) -> None:
+    dataset = evaluation_data(DIGITS)
+    seen = [
+        i
+        for rank in ranks(world)
+        for batch in evaluation_batches(dataset, batch_size, 0, rank)
+        for i in batch.indices.tolist()
+    ]
+    assert sorted(seen) == list(range(len(dataset)))
+
+
+def test_digits_are_real_and_split_by_class() -> None:
+    train, val = load_dataset(DIGITS, True), load_dataset(DIGITS, False)
+    assert (len(train), len(val)) == (1442, 355)
+    labels = np.bincount([label for _, label in val])
+    assert labels.min() >= 34
+    image, _ = train[0]
+    assert image.size == (8, 8)
+    assert image.mode == "RGB"
+
+
+def test_a_stratified_split_is_a_partition() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 103)
+    out, kept = stratified(labels, 4, True), stratified(labels, 4, False)
+    assert sorted([*out, *kept]) == list(range(103))
+    for label in range(5):
+        assert (labels[out] == label).sum() == (labels == label).sum() // 4
+
+
+def write_folder(root: Path, splits: dict[str, int], classes: int = 2) -> None:
+    for split, count in splits.items():
+        for label in range(classes):
+            folder = root / split / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
+
+
+def test_an_imagenet_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 3, "val": 2})
+    data = Data(root=str(tmp_path), num_classes=2, **SMALL)
+    train, val = load_dataset(data, True), load_dataset(data, False)
+    assert (len(train), len(val)) == (6, 4)
+    assert [label for _, label in train] == [0, 0, 0, 1, 1, 1]
+    batch = next(iter(evaluation_batches(evaluation_data(data), 4, 0, ranks()[0])))
+    assert batch.images.shape == (4, 3, 16, 16)
+
+
+def test_a_folder_that_does_not_fit(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 1})
+    with pytest.raises(ValueError, match=r"2 class folders, but data\.num_classes=3"):
+        load_dataset(Data(root=str(tmp_path), num_classes=3), True)
+    with pytest.raises(ValueError, match=r"val: no such folder"):
+        load_dataset(Data(root=str(tmp_path), num_classes=2), False)
+    next((tmp_path / "train" / "n00000001").iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"n00000001: no image"):
+        load_dataset(Data(root=str(tmp_path), num_classes=2), True)
+
+
+def test_cifar100_as_torchvision_stores_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, count in (("train", 20), ("test", 10), ("meta", 0)):
+        content = {"data": np.zeros((count, 3072), np.uint8), "fine_labels": [i % 100 for i in range(count)]}
+        (folder / name).write_bytes(pickle.dumps(content | {"fine_label_names": [str(i) for i in range(100)]}))
+    import torchvision.datasets.cifar as cifar
+
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # the sums are those of the real files
+    data = Data(name="cifar100", source="cifar100", root=str(tmp_path), num_classes=100)
+    assert len(load_dataset(data, True)) == 20
+    image, label = load_dataset(data, False)[7]
+    assert (image.size, label) == ((32, 32), 7)
+    with pytest.raises(ValueError, match="cifar-100-python"):
+        load_dataset(Data(source="cifar100", root=str(folder), num_classes=100), True)
+
+
+def test_timm_sources(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 2, "validation": 1})
+    data = Data(name="timm", source="timm", dataset="folder/x", root=str(tmp_path), num_classes=2, val_split="validation")
+    assert (len(load_dataset(data, True)), len(load_dataset(data, False))) == (4, 2)
+    with pytest.raises(ValueError, match="timm cannot open"):
+        load_dataset(Data(source="timm", dataset="torch/nothing", root=str(tmp_path)), True)
+
+
+def test_photographs_of_solar_cells() -> None:
+    data = Data(name="elpv", source="elpv", num_classes=4)
+    if importlib.util.find_spec("elpv_dataset") is None:
+        with pytest.raises(ValueError, match="pip install"):
+            load_dataset(data, True)
+        return
+    train, val = load_dataset(data, True), load_dataset(data, False)
+    assert len(train) + len(val) == 2624
+    assert {label for _, label in val} == {0, 1, 2, 3}
+
+
+def test_fake_images_are_a_function_of_their_index() -> None:
+    data = Data(source="fake", samples=5, num_classes=3, image_size=8)
+    one, other = load_dataset(data, True), load_dataset(data, True)
+    assert [label for _, label in (one[i] for i in range(5))] == [0, 1, 2, 0, 1]
+    assert np.array_equal(np.asarray(one[4][0]), np.asarray(other[4][0]))

@@ -1,0 +1,258 @@
+"""SE, ECA, BA and its variants: results by the equations, timm's weights, where they stand, errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from formulas import logistic, randomised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import attn
+from attn.attention import Site
+from attn.config import groups
+from attn.modules.ba import BA
+from attn.modules.ba_ablation import BAAblation
+from attn.modules.ba_fca import BAFca
+from attn.modules.ba_v2 import BAv2
+from attn.modules.eca import ECA
+from attn.modules.se import SE
+
+WIDTHS = (24, 8, 12, 32)  # a block's input and the outputs of its three convolutions
+
+
+def site(widths: tuple[int, ...] = WIDTHS, **fields: Any) -> Site:
+    return Site(**{"widths": widths, "stage": 1, "block": 0, "depth": 0, "stride": 32} | fields)
+
+
+def features(widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> tuple[Tensor, ...]:
+    """Maps of a block with stride 2: the first convolution's output is still large."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = [8, 8] + [4] * (len(widths) - 2)
+    return tuple(torch.randn(3, c, s, s, generator=generator) for c, s in zip(widths, sides, strict=True))
+
+
+def normalise(z: Tensor, norm: Any) -> Tensor:
+    """Eval-mode batch norm of [N, C], written out."""
+    return (z - norm.running_mean) / (norm.running_var + norm.eps) ** 0.5 * norm.weight + norm.bias
+
+
+@given(reduction=st.sampled_from([1, 2, 4, 16]), bias=st.booleans(), seed=st.integers(0, 9))
+@settings(max_examples=10)
+def test_se_is_its_equation(reduction, bias, seed):
+    module = randomised(SE(site(), reduction, bias), seed)
+    x = features(seed=seed)[-1]
+    y, state = module(features(seed=seed), None)
+    z = torch.einsum("nchw->nc", x) / 16
+    w1, w2 = module.fc1.weight.flatten(1), module.fc2.weight.flatten(1)
+    hidden = (torch.einsum("nc,kc->nk", z, w1) + (module.fc1.bias if bias else 0)).clamp(min=0)
+    weights = logistic(torch.einsum("nk,ck->nc", hidden, w2) + (module.fc2.bias if bias else 0))
+    torch.testing.assert_close(y, torch.einsum("nchw,nc->nchw", x, weights), rtol=1e-4, atol=1e-5)
+    assert state is None
+
+
+@given(kernel=st.sampled_from([1, 3, 5, 7]), seed=st.integers(0, 9))
+@settings(max_examples=10)
+def test_eca_is_its_equation(kernel, seed):
+    module = randomised(ECA(site(), kernel), seed)
+    x = features(seed=seed)[-1]
+    z, taps = x.mean((2, 3)), module.conv.weight.flatten()
+    weights = torch.zeros_like(z)
+    for c in range(z.shape[1]):
+        for t in range(kernel):
+            neighbour = c + t - kernel // 2
+            if 0 <= neighbour < z.shape[1]:
+                weights[:, c] += taps[t] * z[:, neighbour]
+    torch.testing.assert_close(module.refine(x), x * logistic(weights)[:, :, None, None], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(64, 3), (256, 5), (512, 5), (1024, 5), (2048, 7)])
+def test_eca_kernel_follows_the_papers_rule(channels, kernel):
+    assert ECA(site((channels, channels))).conv.weight.shape[-1] == kernel
+    per_stage = ECA(site((channels, channels), stage=3), [3, 3, 5, 7])
+    assert per_stage.conv.weight.shape[-1] == 5
+
+
+@given(
+    widths=st.lists(st.integers(1, 20), min_size=2, max_size=4),
+    gate=st.sampled_from(["sigmoid", "hard_sigmoid"]),
+    act=st.sampled_from(["relu", "silu"]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=20)
+def test_ba_is_its_equation(widths, gate, act, seed):
+    widths = (5, *widths, 32)
+    module = randomised(BA(site(widths), 8, act=act, gate=gate), seed)
+    feats = features(widths, seed)
+    total = 0
+    for bridge, f in zip(module.bridges, feats[1:], strict=True):
+        total = total + normalise(torch.einsum("nchw,kc->nk", f, bridge[0].weight) / f[0, 0].numel(), bridge[1])
+    hidden = total.clamp(min=0) if act == "relu" else total * logistic(total)
+    expanded = torch.einsum("nk,ck->nc", hidden, module.expand.weight)
+    weights = logistic(expanded) if gate == "sigmoid" else ((expanded + 3) / 6).clamp(0, 1)
+    y, _ = module(feats, None)
+    torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
+
+
+@given(widths=st.lists(st.integers(1, 20), min_size=2, max_size=4), seed=st.integers(0, 9))
+@settings(max_examples=20)
+def test_ba_v2_is_its_equation(widths, seed):
+    widths = (5, *widths, 32)
+    module = randomised(BAv2(site(widths), 8), seed)
+    feats = features(widths, seed)
+    selected = module.select.bias
+    for i, f in enumerate(feats[1:]):
+        selected = selected + module.select.weight[0, i] * f.mean((2, 3)) @ module.bridges[i].weight.T
+    weights = logistic(normalise(selected, module.norm).clamp(min=0) @ module.expand.weight.T)
+    y, _ = module(feats, None)
+    torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
+
+
+def test_ba_fca_pools_by_frequency():
+    module = randomised(BAFca(site(stride=16), input_size=128, reduction=8))
+    feats = tuple(torch.randn(2, c, s, s) for c, s in zip(WIDTHS, (16, 16, 8, 8), strict=True))
+    us, vs = (0, 0, 6, 0, 0, 1, 1, 4, 5, 1, 3, 0, 0, 0, 3, 2), (0, 1, 0, 5, 2, 0, 2, 0, 0, 6, 0, 4, 6, 3, 5, 2)
+    total = 0
+    for bridge, f in zip(module.bridges, feats[1:], strict=True):
+        f = F.avg_pool2d(f, f.shape[2] // 8)
+        z = torch.zeros(f.shape[:2])
+        for c in range(f.shape[1]):
+            u, v = us[c * 16 // f.shape[1]], vs[c * 16 // f.shape[1]]
+            for y in range(8):
+                for x in range(8):
+                    basis = math.cos(math.pi * u * (y + 0.5) / 8) * math.cos(math.pi * v * (x + 0.5) / 8) / 8
+                    z[:, c] += f[:, c, y, x] * basis * 2 ** (((u > 0) + (v > 0)) / 2)
+        total = total + normalise(z @ bridge[0].weight.T, bridge[1])
+    weights = logistic(total.clamp(min=0) @ module.expand.weight.T)
+    refined, _ = module(feats, None)
+    torch.testing.assert_close(refined, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
+
+
+TABLE_1 = [
+    ("att", "prev,conv3", 29_157_064),
+    ("conv", "prev,conv3", 29_157_064),
+    ("conv", "prev,end", 29_157_064),
+    ("conv", "curr,conv1", 28_390_120),
+    ("conv", "curr,conv2", 28_390_120),
+    ("conv", "curr,conv1&2", 28_706_376),
+]
+
+
+def ablation(vector: str, position: str) -> dict[str, Any]:
+    config = groups.load("attention", "ba_ablation")
+    config["block"] |= {"vector": vector, "position": position}
+    return config
+
+
+@pytest.mark.parametrize(("vector", "position", "parameters"), TABLE_1)
+def test_sizes_of_table_1(vector, position, parameters):
+    with torch.device("meta"):
+        model = attn.create_model("resnet50", ablation(vector, position))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("vector", "position", "parameters"), TABLE_1)
+def test_ablation_is_its_definition(vector, position, parameters):
+    second = (32, 6, 10, 24)
+    modules = [
+        randomised(BAAblation(site(), vector, position, 4), 1),
+        randomised(BAAblation(site(second, depth=1, prev=WIDTHS), vector, position, 4), 2),
+    ]
+    blocks = [features(seed=1), features(second, seed=2)]
+    state, previous = None, {}
+    for i, (module, feats) in enumerate(zip(modules, blocks, strict=True)):
+        own = feats[-1].mean((2, 3))
+        others = {
+            "prev,conv3": [previous[vector]] if i else [],
+            "prev,end": [feats[0].mean((2, 3))] if i else [],
+            "curr,conv1": [feats[1].mean((2, 3))],
+            "curr,conv2": [feats[2].mean((2, 3))],
+            "curr,conv1&2": [feats[1].mean((2, 3)), feats[2].mean((2, 3))],
+        }[position]
+        total = 0
+        for bridge, z in zip(module.bridges, [own, *others], strict=True):
+            total = total + normalise(z @ bridge[0].weight.T, bridge[1])
+        weights = logistic(total.clamp(min=0) @ module.expand.weight.T)
+        y, state = module(feats, state)
+        torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
+        previous = {"conv": own, "att": weights}
+
+
+def test_every_variant_of_table_1_learns():
+    for vector, position, _ in TABLE_1:
+        model = attn.create_model("resnet50", ablation(vector, position), 10, layers=(1, 1, 1, 1), channels=(16, 16, 32, 32))
+        model.train()
+        model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "backbone", "attention"),
+    [("seresnet50", "resnet50", "se"), ("ecaresnet26t", "resnet26t", "eca"), ("ecaresnet50d", "resnet50d", "eca")],
+)
+def test_timms_weights_load_and_give_timms_outputs(theirs, backbone, attention):
+    torch.manual_seed(0)
+    reference = timm.create_model(theirs, num_classes=10, zero_init_last=False).eval()
+    model = attn.create_model(backbone, attention, 10).eval()
+    model.load_state_dict(reference.state_dict(), strict=True)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = reference(x)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+        for parameter in model.layer2[0].se.parameters():
+            parameter.add_(1.0)
+        assert (model(x) - expected).norm() > 1e-3 * expected.norm()  # the attention is in use
+
+
+def test_a_site_with_one_convolution_keeps_what_the_backbone_has():
+    model = attn.create_model("efficientnet_b0", "ba", 10)
+    assert type(model.blocks[0][0].se).__name__ == "SqueezeExcite"
+    assert isinstance(model.blocks[1][0].se, BA)
+    assert len(model.blocks[1][0].se.bridges) == 2
+    placed = BA.place([site((8, 8)), site(block=1, depth=1), site((8, 8), block=2, depth=2)])
+    assert [module is None for module in placed] == [True, False, True]
+    sites = [site((8, 8)), site((8, 8, 8), block=1, depth=1), site(block=2, depth=2)]
+    placed = BAAblation.place(sites, position="curr,conv2", reduction=4)
+    assert [module is None for module in placed] == [True, True, False]
+    placed = BAAblation.place(sites, position="prev,end", reduction=4)
+    assert [len(module.bridges) for module in placed] == [1, 2, 2]
+
+
+def test_stages_and_unused_layers():
+    placed = BA.place([site(), site(block=1, depth=1), site(stage=2, depth=2)], stages=[2])
+    assert [module is None for module in placed] == [True, True, False]
+    with torch.device("meta"):
+        assert BA(site(), unused=True).unused.weight.shape == (2, 4)
+        assert BA(site(block=1), unused=True).unused is None
+        assert BA(site(), reduction=4, reduction_of="input").expand.weight.shape == (32, 6)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BA.place([site((8, 8))]), "needs at least two convolutions to bridge"),
+        (lambda: BAv2.place([site((8, 8))]), "needs at least two convolutions to bridge"),
+        (lambda: BA.place([site()], stages=[3]), "no stage 3"),
+        (lambda: BA(site(), reduction=64), "reduction=64 must lie between 1 and the 32 channels"),
+        (lambda: BA(site(), reduction_of="output"), "reduction_of='output'; choose from refined, input"),
+        (lambda: BA(site(), act="rely"), "act='rely' is no activation"),
+        (lambda: BAv2(site(), gate="sgmoid"), "gate='sgmoid' is no activation"),
+        (lambda: BAAblation(site(), vector="map"), "vector='map'; choose from conv, att"),
+        (lambda: BAAblation(site(), position="next"), "position='next'; choose from"),
+        (lambda: BAAblation(site(), "att", "curr,conv1"), "vector=att goes with position=prev,conv3 only"),
+        (lambda: BAAblation.place([site((8, 8, 8))], position="curr,conv2"), "bridges convolutions before the last"),
+        (lambda: ECA(site(), 4), "kernel_size=4 must be odd"),
+        (lambda: ECA(site(stage=5), [3, 5, 5, 7]), "no entry for stage 5"),
+        (lambda: SE(site(), 33), "reduction=33"),
+        (lambda: BAFca(site(), input_size=0), "input_size=0"),
+    ],
+)
+def test_bad_settings(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

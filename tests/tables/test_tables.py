@@ -1,0 +1,349 @@
+"""The papers' tables: complete data, every row built and equal to what was printed, commands that compose, runs that are found."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from attn import tables
+from attn.config import groups
+from attn.config.parse import to_dict
+from attn.models.flops import Count
+from attn.tables import EQUAL, EXPLAINED, UNCOUNTED, WRONG, Build, Measured, Row
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = tables.load_rows()
+IDS = [row.id for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scripts_tables", ROOT / "scripts" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, tables.Result]:
+    return {result.row.id: result for result in tables.evaluate(ROWS)}
+
+
+def test_no_row_is_missing() -> None:
+    assert Counter(row.paper for row in ROWS) == {"ba_net": 57, "dcanet": 61, "ba2m": 185, "aw_conv": 23}
+    assert Counter(row.paper for row in ROWS if row.reproduced) == {"ba_net": 33, "dcanet": 54, "ba2m": 111, "aw_conv": 13}
+    assert len(set(IDS)) == 326
+
+
+def test_every_row_that_does_not_reproduce_says_why_and_every_other_what_it_is() -> None:
+    for row in ROWS:
+        if row.reproduced:
+            assert row.definition, row.id
+            assert row.measured["params"], row.id
+        elif "params" in row.printed or row.build is None:
+            assert row.reason or row.note, row.id
+
+
+def test_the_rows_agree_with_what_is_printed(results: dict[str, tables.Result]) -> None:
+    """The heart of it: all networks of all tables, on the meta device."""
+    assert {key: r.reason for key, r in results.items() if r.verdict == WRONG} == {}
+    counted = [r for r in results.values() if r.row.reproduced and r.verdict != UNCOUNTED]
+    assert all(r.verdict == EQUAL for r in counted)
+    assert len(counted) >= 211 - 12  # the others are detectors
+    assert sum(r.flops_agree is True for r in results.values()) >= 164 - 12
+    for r in results.values():
+        assert r.verdict == EQUAL or r.reason, r.row.id
+
+
+def test_parameters_are_exactly_those_of_the_definitions(results: dict[str, tables.Result]) -> None:
+    """`measured` comes from the authors' modules, or from independent builds of the definitions."""
+    different = {}
+    for key, r in results.items():
+        if r.row.reproduced and r.measured.params is not None:
+            here = r.measured.params + (r.measured.statistics if r.row.counts == "with_statistics" else 0)
+            if here != r.row.measured["params"]:
+                different[key] = (here, r.row.measured["params"])
+    assert different == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "verdict"),
+    [
+        ({}, Measured(25_557_032, 4_121_924_096, 0), EQUAL),
+        ({}, Measured(25_567_032, 4_121_924_096, 0), WRONG),
+        ({}, Measured(25_557_032, 4_136_000_000, 0), WRONG),
+        ({"flops_reproduced": None}, Measured(25_557_032, 4_136_000_000, 0), EQUAL),
+        ({"reproduced": False, "reason": "a slip"}, Measured(1, 1, 1), EXPLAINED),
+        ({"printed": {"top1": 75.0}, "reproduced": None}, Measured(1, 1, 1), EXPLAINED),
+        ({"reproduced": False, "reason": "a slip"}, Measured(problem="no such backbone"), WRONG),
+        ({}, Measured(problem=UNCOUNTED), UNCOUNTED),
+        ({"unit": "Mi"}, Measured(26_801_603, 4_121_924_096, 0), EQUAL),
+        ({"digits": 1, "printed": {"params": 25.6, "flops": 4.12}}, Measured(25_640_000, 4_121_924_096, 0), EQUAL),
+        # 0.358 more than 23.705: 24.06 by itself, but 24.07 as 23.71 + 0.36
+        ({"printed": {"params": 24.07, "flops": 4.12}}, Measured(24_063_319, 4_121_924_096, 0), WRONG),
+        (
+            {"printed": {"params": 24.07, "flops": 4.12}, "added_to": {"printed": 23.71, "params": 23_705_252}},
+            Measured(24_063_319, 4_121_924_096, 0),
+            EQUAL,
+        ),
+        ({"counts": "with_statistics"}, Measured(25_000_000, 4_121_924_096, 0, statistics=557_032), EQUAL),
+        ({"printed": {"params": 25.56, "flops": 215.51}}, Measured(25_557_032, 215_512_400_505, 0), EQUAL),
+        ({"printed": {"params": 25.56, "flops": 215.51}}, Measured(25_557_032, 215_820_200_000, 0), WRONG),
+        ({"flops": "macs_first"}, Measured(25_557_032, 0, 4_121_924_096), EQUAL),
+    ],
+)
+def test_verdicts(changes: dict[str, Any], found: Measured, verdict: str) -> None:
+    printed = {"params": 25.56, "flops": 4.12}
+    row = Row("p", "1", 1, "ResNet-50", "none", printed, "papers", reproduced=True, flops_reproduced=True)
+    row = dataclasses.replace(row, build=Build("resnet50", "none", "imagenet", "aw", None), **changes)
+    judged = tables.judge(row, found)
+    assert judged.verdict == verdict
+    assert judged.verdict == EQUAL or judged.reason
+
+
+@pytest.mark.parametrize(("flops", "reason"), [(3.87, "source: copied from the CBAM paper"), (4.12, None)])
+def test_where_flops_come_from_that_are_not_met(flops: float, reason: str | None) -> None:
+    row = Row("p", "1", 1, "ResNet-50", "none", {"params": 25.56, "flops": flops}, "papers", reproduced=True)
+    build = Build("resnet50", "none", "imagenet", "aw", None)
+    row = dataclasses.replace(row, build=build, source="* copied from the CBAM paper")
+    judged = tables.judge(row, Measured(25_557_032, 4_121_924_096, 0))
+    assert (judged.verdict, judged.reason) == (EQUAL, reason)
+
+
+def test_without_mmdetection_the_rows_say_how_to_install_it() -> None:
+    rows = [row for row in ROWS if row.build is not None and row.build.detector is not None]
+    found = tables.evaluate(rows)
+    assert all(tables.INSTALL in str(r.reason) for r in found)
+    assert {r.verdict for r in found if r.row.reproduced} == {UNCOUNTED}
+    assert (
+        tables.summary(found)
+        .partition(";")[0]
+        .endswith(f"12 that need the detection extra to be counted ({tables.INSTALL})")
+    )
+
+
+def test_a_detectors_operations_stand_beside_the_printed_ones() -> None:
+    row = next(row for row in ROWS if row.id == "ba_net/5/1")
+    assert row.build is not None
+    assert dict(row.build.counted) == {"size": (800, 1330), "wrappers": False}
+    (counted,) = tables.evaluate([row], lambda build: Count(41_527_712, 215_512_400_505, 0))
+    assert (counted.verdict, counted.flops) == (EQUAL, 215.512400505)
+    (wrong,) = tables.evaluate([row], lambda build: Count(41_527_712, 215_820_200_000, 0))
+    assert (wrong.verdict, wrong.reason) == (WRONG, "FLOPs: printed 215.51, here 215.8202")
+
+
+DETECTORS = [row for row in ROWS if row.build is not None and row.build.detector is not None]
+
+
+def test_detectors_start_from_what_the_imagenet_commands_leave() -> None:
+    for row in DETECTORS:
+        assert row.build is not None
+        text = (ROOT / "detection" / "configs" / f"{row.build.detector}.py").read_text()
+        named = re.findall(r'checkpoint="([^"]*)"', text)
+        source = tables.pretraining(row)
+        assert named == ([] if source is None else [source.checkpoint()]), row.id
+        assert (source is None) == (row.build.attention == "none"), row.id
+        if source is not None:
+            command = tables.training_command(named[0])
+            printed = [other.build.command() for other in ROWS if other.build is not None and not other.build.test]
+            assert command in printed, row.id
+            assert f"run_dir={source.run_dir()}" in str(command)
+            assert source.mapping("attention") == row.build.mapping("attention")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "command"),
+    [
+        ("runs/resnet50-se-imagenet/seed0/best.pt", "python train.py backbone=resnet50 attention=se data=imagenet"),
+        ("runs/resnet50-sse-imagenet/seed0/best.pt", None),
+        ("elsewhere/best.pt", None),
+    ],
+)
+def test_what_makes_a_checkpoint_is_known_by_its_place(checkpoint: str, command: str | None) -> None:
+    assert tables.training_command(checkpoint) == command
+
+
+def test_rounding_is_to_the_printed_digit() -> None:
+    assert tables.agree(28.71, 28.706, 2)
+    assert tables.agree(28.70, 28.705, 2)
+    assert not tables.agree(28.71, 28.7049, 2)
+    assert (tables.decimals(3.5), tables.decimals(0.569), tables.decimals(4.0)) == (2, 3, 2)
+
+
+def distinct_builds() -> list[Build]:
+    """Builds with every set of overrides of every attention, and every recipe: the other commands differ in values alone."""
+    found: list[Build] = []
+    seen: set[object] = set()
+    for row in ROWS:
+        if row.build is not None and row.build.detector is None:
+            features = {(row.build.attention, tuple(key for key, _ in row.build.own)), row.build.recipe}
+            if not features <= seen:
+                seen |= features
+                found.append(row.build)
+    return found
+
+
+def test_commands_compose_to_what_is_counted() -> None:
+    for build in distinct_builds():
+        name = build.command()
+        composed = tables.compose(build)
+        assert composed.backbone == build.mapping("backbone"), name
+        assert composed.attention == build.mapping("attention"), name
+        assert composed.data.name == build.data
+        assert composed.schedule.name == build.schedule
+
+
+def test_every_choice_of_every_row_exists() -> None:
+    for row in ROWS:
+        if row.build is None:
+            continue
+        if row.build.detector is not None:
+            assert (ROOT / "detection" / "configs" / f"{row.build.detector}.py").is_file(), row.id
+        else:
+            assert row.build.schedule in groups.names("schedule"), row.id
+            assert row.build.data in groups.names("data"), row.id
+
+
+def test_different_networks_or_recipes_never_share_a_run_directory() -> None:
+    builds = {dataclasses.replace(b, test=()) for b in (row.build for row in ROWS) if b is not None and b.detector is None}
+    assert len({build.run_dir() for build in builds}) == len(builds)
+    assert all(re.fullmatch(r"runs/[A-Za-z0-9_.-]+/seed\$\{seed\}", build.run_dir()) for build in builds)
+
+
+def fake_run(directory: Path, build: Build, top1: list[float], seed: int = 0, epochs: int | None = None) -> None:
+    config = to_dict(dataclasses.replace(tables.compose(build), seed=seed))
+    if epochs is not None:
+        config["schedule"]["epochs"] = epochs
+    directory.mkdir(parents=True)
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    lines = [{"epoch": i, "step": i, "val_top1": v} for i, v in enumerate(top1, start=1)]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (directory / "DONE").touch()
+
+
+def test_runs_are_found_by_what_they_trained(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row.id == "ba_net/2/1")
+    build = row.build
+    assert build is not None
+    fake_run(tmp_path / "any" / "name", build, [10.0, 78.0, 77.5])
+    fake_run(tmp_path / "seed1", build, [79.0], seed=1)
+    found = tables.find_runs(tmp_path)
+    runs = tables.matching_runs(row, found)
+    assert {(r.score, r.epoch, r.seed, r.finished, tuple(r.differs)) for r in runs} == {
+        (78.0, 2, 0, True, ()),
+        (79.0, 1, 1, True, ()),
+    }
+    assert tables.judge(row, Measured(28_071_976, 4_130_000_000, 0), runs).reached == "78.50 +- 0.71 (2 seeds)"
+    other = next(row for row in ROWS if row.id == "dcanet/1/18")  # SE with biases
+    assert tables.matching_runs(other, found) == []
+
+
+def test_a_run_by_another_recipe_is_shown_as_such(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row.id == "ba_net/2/1")
+    assert row.build is not None
+    fake_run(tmp_path / "short", row.build, [60.0], epochs=10)
+    runs = tables.matching_runs(row, tables.find_runs(tmp_path))
+    assert runs[0].differs == ["schedule.epochs: 100 -> 10"]
+    assert "other recipe" in tables.judge(row, Measured(28_071_976, 4_130_000_000, 0), runs).reached
+
+
+def test_other_directories_and_old_runs_do_no_harm(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row.id == "ba_net/2/1")
+    assert row.build is not None
+    for name, text in {"other": "a: b", "broken": "a: [", "empty": ""}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").touch()
+        (tmp_path / name / "config.yaml").write_text(text)
+    fake_run(tmp_path / "old", row.build, [60.0])
+    (tmp_path / "old" / "config.yaml").write_text((tmp_path / "old" / "config.yaml").read_text() + "\nno_such_key: 1\n")
+    (found,) = tables.matching_runs(row, tables.find_runs(tmp_path))
+    assert "no_such_key" in found.differs[0]
+
+
+def run_script(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["tables.py", *arguments])
+    return script.main()
+
+
+def test_the_script_prints_json_of_one_table(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script(script, monkeypatch, "--paper", "dcanet", "--table", "2a", "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in rows] == [f"dcanet/2a/{i}" for i in (1, 2, 3, 4)]
+    assert [row["here"]["params"] for row in rows] == [28_088_024, 28_651_736, 28_651_736, 28_651_736]
+    assert {row["verdict"] for row in rows} == {EQUAL}
+    assert "attention.block.connection=softmax" in rows[2]["command"]
+
+
+@pytest.mark.parametrize("form", ["text", "md"])
+def test_the_script_says_which_convention_it_prints(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    assert run_script(script, monkeypatch, "--paper", "dcanet", "--table", "2a", "--format", form) == 0
+    printed = capsys.readouterr().out
+    for text in ("4 rows: 4 equal", "ptflops", "4.131 papers", "python train.py backbone=resnet50 attention=dca_se"):
+        assert text in printed
+
+
+def test_a_row_that_disagrees_ends_the_script_with_an_error(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = next(row for row in ROWS if row.id == "dcanet/2a/1")
+    misprint = dataclasses.replace(row, printed={**row.printed, "params": 28.08})
+    monkeypatch.setattr(tables, "load_rows", lambda *_: [misprint])
+    assert run_script(script, monkeypatch, "--paper", "dcanet") == 1
+    captured = capsys.readouterr()
+    assert "printed 28.08, here 28.088" in captured.out.replace("28.0880", "28.088")
+    assert "1 rows do not agree with their papers: dcanet/2a/1" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "2z"], "unknown table '2z'"),
+        (["--paper", "resnet"], "invalid choice: 'resnet'"),
+        (["--runs", "no/such/place"], "no such directory"),
+    ],
+)
+def test_mistakes_are_answered(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_script(script, monkeypatch, *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_sizes_of_ba_net_v2() -> None:
+    """Nothing is printed in its paper; these follow from the released code."""
+    sizes = {row.model: tables.measure(row.build).params for row in tables.load_computed() if row.build is not None}
+    assert sizes == {
+        "ResNet-18": 11_820_336,
+        "ResNet-34": 22_033_968,
+        "ResNet-50": 28_702_664,
+        "ResNet-101": 50_482_316,
+        "ResNeXt-50 (32x4d)": 28_803_272,
+    }
+
+
+def test_the_docs_are_current() -> None:
+    """Counts and rows; `make` them again by the command that they name."""
+    text = (ROOT / "docs" / "tables.md").read_text()
+    assert "326 rows: 211 equal to the printed digit, 115 explained; FLOPs to the printed digit in 164 of 224" in text
+    assert re.findall(r"^\| ([^|]+/\d+) \|", text, re.MULTILINE) == IDS
+    assert "scripts/tables.py --format md" in text
+    assert WRONG not in text

@@ -1,0 +1,110 @@
+"""The learning rate as a function of the step, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from attn import create_model
+from attn.config.schema import Schedule
+from attn.training.optim import build_optimizer, classify, learning_rate, total_steps
+
+PER_EPOCH = 10
+
+
+def curve(schedule: Schedule) -> list[float]:
+    return [learning_rate(schedule, step, PER_EPOCH) for step in range(total_steps(schedule, PER_EPOCH))]
+
+
+def test_cosine_from_lr_to_nearly_nothing() -> None:
+    lrs = curve(Schedule(epochs=10))
+    assert lrs[0] == 0.1
+    assert lrs[50] == pytest.approx(0.05)
+    assert lrs[-1] == pytest.approx(0.05 * (1 + math.cos(math.pi * 0.99)))
+
+
+def test_warmup_inside_overlap_and_before() -> None:
+    inside, overlap, before = (
+        curve(Schedule(epochs=10, warmup_epochs=2, warmup_mode=mode)) for mode in ("inside", "overlap", "before")
+    )
+    plain = curve(Schedule(epochs=10))
+    assert (len(inside), len(overlap), len(before)) == (100, 100, 120)
+    for lrs in (inside, overlap, before):
+        assert lrs[:20] == pytest.approx([0.1 * (s + 1) / 20 for s in range(20)])
+    assert inside[20] == 0.1
+    assert inside[60] == pytest.approx(0.05)  # half of the 80 steps that remain
+    assert overlap[20:] == plain[20:]
+    assert before[20:] == plain
+
+
+def test_warmup_from_a_given_rate() -> None:
+    lrs = curve(Schedule(epochs=10, warmup_epochs=1, warmup_lr=0.01))
+    assert lrs[:2] == pytest.approx([0.01, 0.019])
+
+
+def test_steps_by_milestones() -> None:
+    lrs = curve(Schedule(epochs=10, curve="step", milestones=[3, 6], gamma=0.1))
+    assert [lrs[i] for i in (0, 29, 30, 59, 60, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_once_an_epoch() -> None:
+    lrs = curve(Schedule(epochs=10, update="epoch", warmup_epochs=2))
+    for epoch in range(10):
+        assert len(set(lrs[epoch * PER_EPOCH : (epoch + 1) * PER_EPOCH])) == 1
+    assert lrs[0] == pytest.approx(0.05)
+    assert lrs[10] == pytest.approx(0.1)
+
+
+@given(
+    st.sampled_from(["cosine", "step", "constant"]),
+    st.sampled_from(["inside", "overlap", "before"]),
+    st.sampled_from(["step", "epoch"]),
+    st.integers(1, 12),
+    st.integers(0, 12),
+)
+def test_it_rises_during_warmup_then_never_rises(mode: str, warmup_mode: str, update: str, epochs: int, warmup: int) -> None:
+    warmup = min(warmup, epochs)
+    schedule = Schedule(curve=mode, warmup_mode=warmup_mode, update=update, epochs=epochs, warmup_epochs=warmup)
+    lrs = curve(schedule)
+    assert all(0 <= lr <= 0.1 + 1e-12 for lr in lrs)
+    rising, falling = lrs[: warmup * PER_EPOCH], lrs[warmup * PER_EPOCH :]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_parameters_without_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    layer_norm = [free for _, free in classify(nn.LayerNorm(4), {"batchnorm"})]
+    assert layer_norm == [False, False]
+
+    def exempt(*kinds: str) -> list[bool]:
+        return [free for _, free in classify(model, set(kinds))]
+
+    # depthwise weight and bias, norm weight and bias, linear weight and bias
+    assert exempt() == [False] * 6
+    assert exempt("norm") == [False, False, True, True, False, False]
+    assert exempt("batchnorm") == exempt("norm")
+    assert exempt("bias") == [False, True, False, True, False, True]
+    assert exempt("vector") == [False, True, True, True, False, True]
+    assert exempt("depthwise") == [True, False, False, False, False, False]
+
+
+def test_every_parameter_is_optimised_once() -> None:
+    model = create_model("resnet18", "ba", 10)
+    optimizer = build_optimizer(replace(Schedule(), no_decay=["norm", "bias"]), model)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    assert len(held) == len({id(p) for p in held})
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
+
+
+def test_adamw() -> None:
+    optimizer = build_optimizer(Schedule(optimizer="adamw", betas=[0.8, 0.9]), nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
