@@ -175,7 +175,7 @@ def test_an_attention_from_outside_the_package(tmp_path: Path) -> None:
         "        return self.fc(z).sigmoid()\n"
     )
     (tmp_path / "attention").mkdir()
-    (tmp_path / "attention" / "mine.yaml").write_text("block: {_target_: mine.Mine, _partial_: true, bias: true}\n")
+    (tmp_path / "attention" / "mine.yaml").write_text("block: {_target_: mine.Mine, bias: true}\n")
     extras = [f"hydra.searchpath=[file://{tmp_path}]", "attention=mine", "attention.block.bias=false"]
     folder = tmp_path / "run"
     result = call(["train.py", *TINY, *extras, f"run_dir={folder}"], env={"PYTHONPATH": str(tmp_path)})
