@@ -92,7 +92,7 @@ def _check(wanted: spec.AttentionSpec) -> None:
         raise ValueError("it fills neither the block nor the conv slot")
     if wanted.conv is not None and wanted.conv.func is not AW:
         raise ValueError(f"{_name(wanted.conv)} cannot replace the convolutions of a pyramid; AW can")
-    if wanted.block is not None and wanted.block.func.forward is not Attention.forward:
+    if wanted.block is not None and wanted.block.func.forward is not Attention.forward:  # type: ignore[attr-defined]
         raise ValueError(f"{_name(wanted.block)} needs the features or the state of a block, which a pyramid does not have")
 
 
@@ -128,7 +128,7 @@ def _fill(convs: Sequence[tuple[nn.Module, str]], wanted: spec.AttentionSpec, st
         aw, block = (_options(attention, level, levels) for attention in (wanted.conv, wanted.block))
         gate = None
         if wanted.block is not None and block is not None:
-            gate = wanted.block.func.place([site], **block)[0]
+            gate = wanted.block.func.place([site], **block)[0]  # type: ignore[attr-defined]
         new: nn.Module = conv
         if aw is not None:
             new = AWConv2d(conv, **aw) if gate is None else GatedAWConv2d(conv, gate, **aw)
