@@ -19,6 +19,7 @@ from attn.tables import EQUAL, EXPLAINED, UNCOUNTED, WRONG, Build, Measured, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = tables.load_rows()
+FORMS = [row for row in tables.with_alternatives(ROWS) if row.alternative]
 IDS = [row.id for row in ROWS]
 
 
@@ -140,7 +141,7 @@ def test_a_detectors_operations_stand_beside_the_printed_ones() -> None:
     assert (wrong.verdict, wrong.reason) == (WRONG, "FLOPs: printed 215.51, here 215.8202")
 
 
-DETECTORS = [row for row in ROWS if row.build is not None and row.build.detector is not None]
+DETECTORS = [row for row in tables.with_alternatives(ROWS) if row.build is not None and row.build.detector is not None]
 
 
 def test_detectors_start_from_what_the_imagenet_commands_leave() -> None:
@@ -148,12 +149,16 @@ def test_detectors_start_from_what_the_imagenet_commands_leave() -> None:
         assert row.build is not None
         text = (ROOT / "detection" / "configs" / f"{row.build.detector}.py").read_text()
         named = re.findall(r'checkpoint="([^"]*)"', text)
+        if row.alternative:
+            named = [value for key, value in row.build.options if key == "model.backbone.init_cfg.checkpoint"]
+            assert f"init_cfg.checkpoint={named[0]}" in row.build.command()
         source = tables.pretraining(row)
         assert named == ([] if source is None else [source.checkpoint()]), row.id
         assert (source is None) == (row.build.attention == "none"), row.id
         if source is not None:
             command = tables.training_command(named[0])
-            printed = [other.build.command() for other in ROWS if other.build is not None and not other.build.test]
+            every = [other.build for other in tables.with_alternatives(ROWS)]
+            printed = [other.command() for other in every if other is not None and not other.test]
             assert command in printed, row.id
             assert f"run_dir={source.run_dir()}" in str(command)
             assert source.mapping("attention") == row.build.mapping("attention")
@@ -182,7 +187,7 @@ def distinct_builds() -> list[Build]:
     """Builds with every set of overrides of every attention, and every recipe: the other commands differ in values alone."""
     found: list[Build] = []
     seen: set[object] = set()
-    for row in ROWS:
+    for row in tables.with_alternatives(ROWS):
         if row.build is not None and row.build.detector is None:
             features = {(row.build.attention, tuple(key for key, _ in row.build.own)), row.build.recipe}
             if not features <= seen:
@@ -202,7 +207,7 @@ def test_commands_compose_to_what_is_counted() -> None:
 
 
 def test_every_choice_of_every_row_exists() -> None:
-    for row in ROWS:
+    for row in tables.with_alternatives(ROWS):
         if row.build is None:
             continue
         if row.build.detector is not None:
@@ -212,8 +217,68 @@ def test_every_choice_of_every_row_exists() -> None:
             assert row.build.data in registry.names("data"), row.id
 
 
+def test_every_ba2m_row_has_a_command_for_the_printed_size_and_one_for_the_equations() -> None:
+    found = [row for row in ROWS if row.build is not None and "ba2m" in row.build.attention]
+    assert len(found) == 87
+    literal = {"variant": "equations", "scale": "softmax", "zero_init": False, "norm_global": False}
+
+    def parts(row: Row) -> list[dict[str, Any]]:
+        assert row.build is not None
+        mapping = row.build.mapping("attention")
+        nodes = [mapping.get("block"), *(mapping.get("stage") or {}).get("parts", [mapping.get("stage")])]
+        return [node for node in nodes if node is not None and node["_target_"].endswith("BA2M")]
+
+    for row in found:
+        (other,) = row.alternatives
+        assert (row.form, other.form, other.id) == ("fitted", "equations", f"{row.id}/equations")
+        (own,), (printed,) = parts(row), parts(other)
+        assert own["variant"] == "fitted", row.id
+        assert printed == {**own, **literal}, row.id
+        assert row.build is not None
+        assert other.build is not None
+        assert row.build.command() != other.build.command()
+        if row.build.detector is not None:
+            assert "attention.stage.variant=equations" in other.build.command()
+
+
+def test_the_rows_of_ba2ms_table_vi_are_comparable() -> None:
+    rows = {
+        row.number: row.build.mapping("attention") for row in ROWS if row.paper == "ba2m" and row.table == "VI" and row.build
+    }
+    assert rows[3]["block"] == rows[7]["block"]  # CBAM with an MLP per pool in both
+    assert rows[3]["block"]["shared"] is False
+    assert rows[5]["stage"] == rows[6]["stage"] == rows[7]["stage"] == rows[8]["stage"]["parts"][1]
+
+
+def test_other_forms_are_built_and_counted(results: dict[str, tables.Result]) -> None:
+    for row in FORMS:
+        result = results[row.id]
+        assert result.verdict == tables.OTHER, (row.id, result.reason)
+        assert row.note, row.id
+        assert row.note in str(result.reason)
+    assert results["ba2m/VI/5/equations"].measured.params == 24_482_212
+    assert results["ba2m/VI/5"].record()["form"] == "fitted"
+    assert "alternatives" not in results["ba2m/VI/5"].record()
+    text = tables.as_text([results["ba2m/VI/5"], results["ba2m/VI/5/equations"]])
+    assert "variant=fitted" in text
+    assert "variant=equations" in text
+    assert "1 rows: 1 equal to the printed digit" in text
+    assert "1 rows in another form" in text
+
+
+def test_dcanet_by_its_text_is_another_form_of_each_of_its_rows() -> None:
+    for row in ROWS:
+        if row.paper == "dcanet" and row.build is not None and row.build.attention.startswith("dca_"):
+            (other,) = row.alternatives
+            assert other.build is not None
+            assert ("conv" if row.build.attention == "dca_sk" else "block") + ".form=equations" in other.build.command()
+            if row.build.detector is None:
+                assert str(other.build.schedule).endswith("_paper")
+
+
 def test_different_networks_or_recipes_never_share_a_run_directory() -> None:
-    builds = {dataclasses.replace(b, test=()) for b in (row.build for row in ROWS) if b is not None and b.detector is None}
+    every = [row.build for row in tables.with_alternatives(ROWS) if row.build is not None and row.build.detector is None]
+    builds = {dataclasses.replace(build, test=()) for build in every}
     assert len({build.run_dir() for build in builds}) == len(builds)
     assert all(re.fullmatch(r"runs/[A-Za-z0-9_.-]+/seed\$\{seed\}", build.run_dir()) for build in builds)
 
@@ -277,7 +342,9 @@ def test_the_script_prints_json_of_one_table(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_script(script, monkeypatch, "--paper", "dcanet", "--table", "2a", "--format", "json") == 0
-    rows = json.loads(capsys.readouterr().out)
+    every = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in every if row["alternative"]] == [f"dcanet/2a/{i}/equations" for i in (2, 3, 4)]
+    rows = [row for row in every if not row["alternative"]]
     assert [row["id"] for row in rows] == [f"dcanet/2a/{i}" for i in (1, 2, 3, 4)]
     assert [row["here"]["params"] for row in rows] == [28_088_024, 28_651_736, 28_651_736, 28_651_736]
     assert {row["verdict"] for row in rows} == {EQUAL}

@@ -89,7 +89,9 @@ def _cells(result: Result) -> tuple[str, ...]:
     row = result.row
     printed, operations = row.printed.get("params"), row.printed.get("flops")
     unit = " Mi" if row.unit == "Mi" else ""
-    network = f"{row.model}, {row.method}" + "".join(f", {part}" for part in (row.setting, row.detector, row.task) if part)
+    network = f"{row.model}, {row.method}" + "".join(
+        f", {part}" for part in (row.setting, row.detector, row.task, row.form) if part
+    )
     score = f"top-1 {row.top1:.2f}" if row.top1 is not None else ""
     if "mAP" in row.printed:
         score = f"AP {row.printed['mAP']}"
