@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
 from attn import registry
 from attn.attention import Attention, Site
-from attn.modules.aw import AW, AWConv2d, conv_settings
+from attn.modules.aw import AW, AWConv2d, conv_settings, plan
 
 
 class GatedConv2d(nn.Conv2d):
@@ -118,11 +119,13 @@ def _convolutions(fpn: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]
 
 def _fill(convs: Sequence[tuple[nn.Module, str]], slots: Mapping[str, Any], strides: Sequence[int]) -> None:
     """Replaces one convolution per level."""
-    levels = range(1, len(convs) + 1)
-    for level, stride, (owner, name) in zip(levels, strides, convs, strict=True):
-        conv: nn.Conv2d = getattr(owner, name)
-        site = Site(widths=(conv.in_channels,), stage=level, block=0, depth=level - 1, stride=stride)
-        aw, block = (_options(slots.get(slot), level, levels) for slot in ("conv", "block"))
+    modules: list[nn.Conv2d] = [getattr(owner, name) for owner, name in convs]
+    sites = [
+        Site(widths=(conv.in_channels,), stage=level, block=0, depth=level - 1, stride=stride)
+        for level, (conv, stride) in enumerate(zip(modules, strides, strict=True), start=1)
+    ]
+    weighed, gates = (_options(slots.get(slot), sites) for slot in ("conv", "block"))
+    for site, conv, (owner, name), aw, block in zip(sites, modules, convs, weighed, gates, strict=True):
         gate = None if block is None else slots["block"].func.place([site], **block)[0]
         new: nn.Module = conv
         if aw is not None:
@@ -132,13 +135,17 @@ def _fill(convs: Sequence[tuple[nn.Module, str]], slots: Mapping[str, Any], stri
         setattr(owner, name, new.train(conv.training))
 
 
-def _options(attention: partial[Attention] | None, level: int, levels: Sequence[int]) -> dict[str, Any] | None:
-    """The attention's options at a level; None where it is absent or its `stages` leave the level out."""
+def _options(attention: partial[Attention] | None, sites: Sequence[Site]) -> Sequence[Mapping[str, Any] | None]:
+    """The attention's options at every level; None where it is absent or leaves the level out."""
     if attention is None:
-        return None
+        return [None] * len(sites)
     options = dict(attention.keywords)
-    stages = options.pop("stages", None)
+    stages, levels = options.get("stages"), [site.stage for site in sites]
     missing = [stage for stage in stages or [] if stage not in levels]
     if missing:
-        raise ValueError(f"stages={list(stages)}: no level {missing[0]} here; choose from {list(levels)}")
-    return options if stages is None or level in stages else None
+        raise ValueError(f"stages={stages}: no level {missing[0]} here; choose from {levels}")
+    if attention.func is AW:
+        choice = {name: options.pop(name) for name in signature(plan).parameters if name in options}
+        return [None if ratios is None else {**options, **ratios} for ratios in plan(sites, **choice)]
+    options.pop("stages", None)
+    return [options if stages is None or site.stage in stages else None for site in sites]
