@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
 from attn.models import spec
-from attn.modules.aw import AW, AWConv2d, conv_settings
+from attn.modules.aw import AW, AWConv2d, conv_settings, plan
 
 
 class GatedConv2d(nn.Conv2d):
@@ -121,11 +122,13 @@ def _convolutions(fpn: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]
 
 def _fill(convs: Sequence[tuple[nn.Module, str]], wanted: spec.AttentionSpec, strides: Sequence[int]) -> None:
     """Replaces one convolution per level."""
-    levels = range(1, len(convs) + 1)
-    for level, stride, (owner, name) in zip(levels, strides, convs, strict=True):
-        conv: nn.Conv2d = getattr(owner, name)
-        site = Site(widths=(conv.in_channels,), stage=level, block=0, depth=level - 1, stride=stride)
-        aw, block = (_options(attention, level, levels) for attention in (wanted.conv, wanted.block))
+    modules: list[nn.Conv2d] = [getattr(owner, name) for owner, name in convs]
+    sites = [
+        Site(widths=(conv.in_channels,), stage=level, block=0, depth=level - 1, stride=stride)
+        for level, (conv, stride) in enumerate(zip(modules, strides, strict=True), start=1)
+    ]
+    weighed, gates = (_options(attention, sites) for attention in (wanted.conv, wanted.block))
+    for site, conv, (owner, name), aw, block in zip(sites, modules, convs, weighed, gates, strict=True):
         gate = None
         if wanted.block is not None and block is not None:
             gate = wanted.block.func.place([site], **block)[0]  # type: ignore[attr-defined]
@@ -137,13 +140,17 @@ def _fill(convs: Sequence[tuple[nn.Module, str]], wanted: spec.AttentionSpec, st
         setattr(owner, name, new.train(conv.training))
 
 
-def _options(attention: partial[Attention] | None, level: int, levels: Sequence[int]) -> dict[str, Any] | None:
-    """The attention's options at a level; None where it is absent or its `stages` leave the level out."""
+def _options(attention: partial[Attention] | None, sites: Sequence[Site]) -> Sequence[Mapping[str, Any] | None]:
+    """The attention's options at every level; None where it is absent or leaves the level out."""
     if attention is None:
-        return None
+        return [None] * len(sites)
     options = dict(attention.keywords)
-    stages = options.pop("stages", None)
+    stages, levels = options.get("stages"), [site.stage for site in sites]
     missing = [stage for stage in stages or [] if stage not in levels]
     if missing:
-        raise ValueError(f"stages={list(stages)}: no level {missing[0]} here; choose from {list(levels)}")
-    return options if stages is None or level in stages else None
+        raise ValueError(f"stages={stages}: no level {missing[0]} here; choose from {levels}")
+    if attention.func is AW:
+        choice = {name: options.pop(name) for name in signature(plan).parameters if name in options}
+        return [None if ratios is None else {**options, **ratios} for ratios in plan(sites, **choice)]
+    options.pop("stages", None)
+    return [options if stages is None or site.stage in stages else None for site in sites]

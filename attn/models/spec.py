@@ -63,7 +63,7 @@ def _build(node: Any, where: str) -> Any:
     if isinstance(node, partial):
         target, options = node.func, node.keywords
     elif isinstance(node, Mapping) and "_target_" in node:
-        target = _locate(node["_target_"], where)
+        target = locate(node["_target_"], where)
         options = {k: _build(v, f"{where}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
     elif isinstance(node, type):
         target, options = node, {}
@@ -78,7 +78,17 @@ def _build(node: Any, where: str) -> Any:
     return partial(target, **options)
 
 
-def _locate(path: Any, where: str) -> Any:
+def locate(path: Any, where: str) -> Any:
+    """The class that a `_target_` names.
+
+    Raises:
+        ValueError: it cannot be imported; `where` says which setting holds it.
+    """
+    """The class that a `_target_` names.
+
+    Raises:
+        ValueError: it cannot be imported; `where` says which setting holds it.
+    """
     if not isinstance(path, str) or "." not in path:
         raise ValueError(f"{where}._target_={path!r} must be a module and a class, as in attn.modules.se.SE")
     module, _, name = path.rpartition(".")

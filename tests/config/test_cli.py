@@ -111,6 +111,7 @@ EVALUATION_MISTAKES = {
     "checkpoint=x.pt weights=avg": ["weights=avg", "auto, ema, raw"],
     "checkpoint=x.pt device=gpu": ["device=gpu", "cuda"],
     "checkpoint=x.pt batch_size=2.5": ["batch_size=2.5", "a whole number"],
+    "checkpoint=x.pt inference=on": ["inference=on", "off, softmax, sar"],
     "checkpoint=x.pt output=/tmp": ["output=/tmp", "a folder"],
     "checkpoint=x.pt +foo=1": ["unknown key 'foo'", "weights"],
     "checkpoint=x.pt attention=se": ["unknown key 'attention'", "checkpoint"],
