@@ -9,7 +9,7 @@ MISTAKES = {
     "attention=baa": ["unknown attention 'baa'", "did you mean 'ba'?", "strip"],
     "backbone=resnet5": ["unknown backbone 'resnet5'", "resnet50"],
     "backbone.name=resnet5": ["unknown backbone 'resnet5'", "resnet50"],
-    "backbone.name=vit_tiny_patch16_224 attention=se": ["VisionTransformer", "no slots", "ResNet"],
+    "backbone.name=mixer_s16_224 attention=se": ["MlpMixer", "no slots", "ResNet"],
     "schedule=cosin": ["unknown schedule 'cosin'", "default"],
     "schedule.epoch=3": ["unknown key 'schedule.epoch'", "did you mean 'schedule.epochs'?"],
     "shedule=quick": ["unknown key 'shedule'", "did you mean 'schedule'?"],
