@@ -22,7 +22,9 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
         ValueError: there is no such option, or its value has another type; names both and what there is.
     """
     constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
-    taken = {**_parameters(constructor), **_parameters(getattr(cls, "place", None))}
+    taken = _parameters(constructor)
+    for placing in ("place", "build"):
+        taken |= _parameters(getattr(cls, placing, None))
     signature = inspect.signature(constructor).parameters.values()
     for parameter in signature:
         if parameter.name in taken and parameter.default is parameter.empty and parameter.name not in options:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from timm.layers import get_act_layer
@@ -78,8 +78,8 @@ class BA(Gate):
         return self.scale(feats[-1], weights), state
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        return place_where_bridged(cls, sites, stages, options)
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        return build_where_bridged(cls, sites, options)
 
 
 class Reach:
@@ -128,24 +128,23 @@ def bridged(site: Site) -> tuple[int, ...]:
     return widths
 
 
-def place_where_bridged(
-    cls: type[Attention], sites: Sequence[Site], stages: Sequence[int] | None, options: dict[str, Any], least: int = 2
+def build_where_bridged(
+    cls: type[Attention], sites: Sequence[Site], options: Mapping[str, Any], least: int = 2
 ) -> list[Attention | None]:
     """One module per site with at least `least` convolutions, None for the others.
 
     Raises:
-        ValueError: a stage does not exist, or the constructor refuses a site, as it does where no site has enough.
+        ValueError: the constructor refuses a site, as it does where no site has enough convolutions.
     """
-    chosen = select(sites, stages)
-    possible = select([site for site in chosen if len(site.widths) > least], None) or chosen
-    wanted = {site.stage for site in possible}
+    enough = [len(site.widths) > least for site in sites]
+    possible = [site for site, fits in zip(sites, enough, strict=True) if fits]
     modules: list[Attention] = []
     earlier: list[int] = []
-    for site in possible:
+    for site in select(possible or sites, None):
         modules.append(cls(site, **options, **({} if options.get("q") is None else {"earlier": tuple(earlier)})))
         earlier += site.widths[1:]
     built = iter(modules)
-    return [next(built) if site.stage in wanted and len(site.widths) > least else None for site in sites]
+    return [next(built) if fits else None for fits in enough]
 
 
 def bridge_width(site: Site, reduction: float, reduction_of: Base) -> int:

@@ -126,11 +126,11 @@ class BA2M(Attention):
                 zero_last(branch)
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
         widest = max(site.width for site in sites)
         if options.get("reduction", 0) > widest:
             raise ValueError(f"BA2M: reduction={options['reduction']} exceeds the {widest} channels of the widest site")
-        return super().place(sites, stages=stages, **options)
+        return super().build(sites, **options)
 
     def refine(self, x: Tensor) -> Tensor:
         if not self.training and self.inference == "off":

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site, hidden_width
-from attn.modules.ba import place_where_bridged
+from attn.modules.ba import build_where_bridged
 from attn.modules.norm import VectorBatchNorm
 
 Position = Literal["prev,conv3", "prev,end", "curr,conv1", "curr,conv2", "curr,conv1&2"]
@@ -82,6 +82,6 @@ class BAAblation(Gate):
         return self.scale(feats[-1], weights), handed_on
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
         convs = CONVS.get(options.get("position", "curr,conv1&2"), (0,))
-        return place_where_bridged(cls, sites, stages, options, least=max(convs) + 1)
+        return build_where_bridged(cls, sites, options, least=max(convs) + 1)

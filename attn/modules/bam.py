@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -55,9 +55,8 @@ class BAM(Attention):
         return x + x * joined.sigmoid()
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        present = sorted({site.stage for site in sites})
-        return super().place(sites, stages=(present[:-1] or present) if stages is None else stages, **options)
+    def default_stages(cls, present: Sequence[int]) -> Sequence[int]:
+        return present[:-1] or present
 
 
 def dilated(width: int, dilation: int) -> tuple[nn.Module, ...]:
