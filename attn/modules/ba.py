@@ -42,7 +42,7 @@ class BA(Gate):
             (28.85 M instead of 28.81 M). It gets no gradient.
 
     Raises:
-        ValueError: no block has more than one convolution: there is nothing to bridge; or a setting is unknown.
+        ValueError: no block has more than one convolution: there is nothing to bridge.
     """
 
     def __init__(
@@ -151,10 +151,8 @@ def bridge_width(site: Site, reduction: float, reduction_of: Base) -> int:
     """Width of the squeezed descriptors.
 
     Raises:
-        ValueError: it would be 0, or `reduction_of` is unknown.
+        ValueError: it would be 0.
     """
-    if reduction_of not in ("refined", "input"):
-        raise ValueError(f"BA: reduction_of={reduction_of!r}; choose from refined, input")
     return hidden_width(site.width if reduction_of == "refined" else site.widths[0], reduction, "BA")
 
 

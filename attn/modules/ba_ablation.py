@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -46,10 +46,6 @@ class BAAblation(Gate):
         reduction: float = 16,
     ) -> None:
         super().__init__()
-        if vector not in ("conv", "att"):
-            raise ValueError(f"BA: vector={vector!r}; choose from conv, att")
-        if position not in get_args(Position):
-            raise ValueError(f"BA: position={position!r}; choose from {'; '.join(get_args(Position))}")
         if vector == "att" and position != "prev,conv3":
             raise ValueError(f"BA: vector=att goes with position=prev,conv3 only, not {position}")
         self.vector, self.from_previous, self.from_input = vector, position == "prev,conv3", position == "prev,end"

@@ -25,15 +25,13 @@ class BAM(Attention):
         combine: `sum`, or `product` of the branches, as in the authors' code.
 
     Raises:
-        ValueError: a setting is unknown or impossible.
+        ValueError: a setting is impossible.
     """
 
     def __init__(
         self, site: Site, reduction: float = 16, dilation: int = 4, combine: Literal["sum", "product"] = "sum"
     ) -> None:
         super().__init__()
-        if combine not in ("sum", "product"):
-            raise ValueError(f"BAM: combine={combine!r}; choose from sum, product")
         if dilation < 1:
             raise ValueError(f"BAM: dilation={dilation} must be 1 or more")
         hidden = hidden_width(site.width, reduction, "BAM")

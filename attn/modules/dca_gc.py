@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.dca import Form, Matching, Printed, Schema, check_form, matched_width, previous_width
+from attn.modules.dca import Form, Matching, Printed, Schema, matched_width, previous_width
 from attn.modules.gc import GC
 
 
@@ -33,7 +33,7 @@ class DCAGC(Attention):
         connection: the schema of `attn.modules.dca.Printed`; other than `direct` only with the form `equations`.
 
     Raises:
-        ValueError: `base` is no `GC`, a setting is unknown, or two do not go together.
+        ValueError: `base` is no `GC`, or two settings do not go together.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class DCAGC(Attention):
         gc = base(site)
         if not isinstance(gc, GC):
             raise ValueError(f"dca_gc connects GC, not {type(gc).__name__}; dca_se, dca_cbam ... are there for others")
-        check_form(form)
         if form == "released" and connection != "direct":
             raise ValueError(f"DCA: connection={connection!r} of GC is not in the released code; set form=equations with it")
         self.base = gc
