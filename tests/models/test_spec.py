@@ -50,7 +50,7 @@ def test_a_config_of_version_0_1_is_the_same_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attention", "line"),
     [
-        ({"block": partial(CBAM, pool="min")}, "CBAM: pool='min'; choose from avg, max, avg+max"),
+        ({"block": partial(CBAM, pool="min")}, "CBAM: pool='min'; choose from avg, max, avg.max"),
         ({"stage": partial(BA2M, branches=["spatial"])}, "branches=.'spatial'.; choose from channel, local_spatial"),
         ({"conv": partial(AW, form=["taps"])}, "AW: form=.'taps'.; choose from auto, grouped, taps, scale"),
     ],
