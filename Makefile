@@ -51,6 +51,6 @@ $(BIN)/uv:
 .venv/.compiled: .venv/.all
 	@echo 'Compiling the operators of mmcv (6 to 12 minutes on 2 cores).'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python setuptools wheel ninja psutil
-	MMCV_WITH_OPS=1 MAX_JOBS=2 $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode \
-	  --no-config --no-deps --no-cache --no-build-isolation --no-binary onedl-mmcv --reinstall-package onedl-mmcv onedl-mmcv
+	MAX_JOBS=2 $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode \
+	  --no-deps --no-cache --no-build-isolation --no-binary onedl-mmcv --reinstall-package onedl-mmcv onedl-mmcv
 	@touch $@
