@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.dca import Matching, matched_width, previous_width
+from attn.modules.dca import Matching, matched_width, parameters_of, previous_width
 from attn.modules.gc import GC
 
 
@@ -43,10 +43,14 @@ class DCAGC(Attention):
         if not isinstance(gc, GC):
             raise ValueError(f"dca_gc connects GC, not {type(gc).__name__}; dca_se, dca_cbam ... are there for others")
         self.base = gc
+        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
         matched_width(site.width, matching, reduction)
         previous = previous_width(site, unused)
         self.weight = None if previous is None else nn.Parameter(torch.zeros(()))
         self.match = None if previous in (None, site.width) else term_matcher(previous, site.width, matching, reduction)
+
+    def unused_parameters(self) -> list[str]:
+        return parameters_of(self, "weight", "match") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         context = self.base.context(feats[-1])
