@@ -9,6 +9,8 @@ import detection_fixtures
 import pytest
 import torch
 
+import detection  # noqa: F401
+
 pytest_plugins = [detection_fixtures.__name__]
 ROWS = sorted(path.stem for path in (detection_fixtures.CONFIGS / "rows").glob("*.py"))
 STEPS = 5
@@ -48,7 +50,7 @@ def test_the_loss_of_a_repeated_batch_falls(row: str) -> None:
     for _ in range(STEPS):
         torch.manual_seed(1)  # the same samples of anchors and proposals
         loss, _ = model.parse_losses(model(**data, mode="loss"))
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.update_params(loss)
     assert all(map(math.isfinite, losses)), losses
     assert max(losses) <= 10 * losses[0], losses
