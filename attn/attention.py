@@ -77,6 +77,13 @@ class Attention(nn.Module):
         """
         return self.refine(feats[-1]), state
 
+    def unused_parameters(self) -> list[str]:
+        """Names of the own parameters that no forward pass uses; those of attentions inside are asked for by themselves.
+
+        Training on several ranks leaves them alone, and refuses a parameter without a gradient that is not named.
+        """
+        return []
+
     @classmethod
     def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
         """Chooses sites, builds their modules, and gives one entry per site; `None` leaves a site as the backbone made it.

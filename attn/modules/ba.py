@@ -67,6 +67,9 @@ class BA(Gate):
         self.gate = activation(gate, "gate")
         self.unused = nn.Linear(2 * hidden, hidden, bias=False) if unused and site.block == 0 else None
 
+    def unused_parameters(self) -> list[str]:
+        return [] if self.unused is None else ["unused.weight"]
+
     def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
         """The conv outputs [N, C_i, H_i, W_i] as [N, C_i]."""
         return [self.squeeze(f) for f in feats]

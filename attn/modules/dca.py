@@ -127,6 +127,11 @@ def previous_width(site: Site, unused: bool) -> int | None:
     return site.widths[0] if unused else None
 
 
+def parameters_of(module: nn.Module, *parts: str) -> list[str]:
+    """Names of the parameters in some parts of a module, of which each is a parameter, a module or None."""
+    return [name for name, _ in module.named_parameters() if name.partition(".")[0] in parts]
+
+
 class DCA(Attention):
     """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the block before.
 
@@ -171,10 +176,14 @@ class DCA(Attention):
                 f"{type(gate).__name__}; dca_cbam, dca_sk and dca_gc are there for CBAM, SK and GC"
             )
         self.base = gate
+        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
         matched_width(site.width, matching, reduction)
         previous = previous_width(site, unused)
         self.connect = None if previous is None else connection_of(form, site.width, connection, bias)
         self.match = None if previous in (None, site.width) else matcher(previous, site.width, matching, reduction)
+
+    def unused_parameters(self) -> list[str]:
+        return parameters_of(self, "connect", "match") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         own = self.base.squeeze(feats[-1])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attn.attention import Attention, Site
 from attn.modules.cbam import CBAM, ChannelAttention, SpatialAttention, scale_channels
-from attn.modules.dca import Form, Matching, Printed, Schema, connection_of, matched_width, previous_width
+from attn.modules.dca import Form, Matching, Printed, Schema, connection_of, matched_width, parameters_of, previous_width
 from attn.modules.norm import MapBatchNorm
 
 Maps = tuple[Tensor | None, Tensor | None]
@@ -74,6 +74,7 @@ class DCACBAM(Attention):
             if wanted and part is None:
                 raise ValueError(f"DCA: connect={connect!r} needs the {name} attention, which base.{name}=False leaves out")
         self.base = cbam
+        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
         self.match_on = match_on
         self.spatial_matching = spatial_matching
 
@@ -90,6 +91,9 @@ class DCACBAM(Attention):
             for owner in (cbam.spatial, self.connect_spatial):
                 if isinstance(owner, (SpatialAttention, SpatialConnection)):
                     nn.init.zeros_(owner.norm.weight)
+
+    def unused_parameters(self) -> list[str]:
+        return parameters_of(self, "connect", "match", "connect_spatial") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Maps | None) -> tuple[Tensor, Maps]:
         x = feats[-1]
