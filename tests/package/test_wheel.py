@@ -44,7 +44,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: list[str], cwd: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=patience(300), check=False)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=patience(300), check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -63,7 +65,9 @@ def test_the_wheel_holds_code_configs_types_and_licence(wheel: Path) -> None:
 
 
 def test_the_wheel_trains_and_evaluates_in_another_folder(installed: Path, tmp_path: Path) -> None:
-    found = run([str(installed / "python"), "-c", "import attn; print(attn.__file__, len(attn.list_attentions()))"], tmp_path)
+    found = run(
+        [str(installed / "python"), "-c", "import attn; print(attn.__file__, len(attn.list_attentions()))"], tmp_path
+    )
     path, attentions = found.split()
     assert Path(path).is_relative_to(installed.parent)
     assert int(attentions) == len(attn.list_attentions())
@@ -80,6 +84,8 @@ def test_the_wheel_trains_and_evaluates_in_another_folder(installed: Path, tmp_p
 def test_the_commands_take_what_the_scripts_take(installed: Path, tmp_path: Path) -> None:
     composed = run([str(installed / "attn-train"), "attention=ba", "--cfg", "job"], tmp_path)
     assert composed == run([sys.executable, str(ROOT / "train.py"), "attention=ba", "--cfg", "job"], ROOT)
-    wrong = subprocess.run([installed / "attn-train", "attention=sse"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    wrong = subprocess.run(
+        [installed / "attn-train", "attention=sse"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: unknown attention 'sse': did you mean 'se'? ")
