@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from commands import composed, patience
+from commands import SMALL, composed, patience
 
 from attn.config import command_line
 from attn.config.schema import Config
@@ -27,10 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 Fault = Callable[[], None]
 
 # Eight images a step, three steps an epoch; a net of a few thousand weights with BatchNorm.
-TINY = ["data=fake", "data.num_classes=8", "data.samples=24", "data.image_size=32", "data.test_resize=32", "data.workers=0"]
-TINY += ["schedule.batch_size=8", "schedule.epochs=2", "schedule.lr=0.05", "logger=none", "log_every=1", "device=cpu"]
-TINY += ["backbone=resnet18", "backbone.name=resnet10t", "+backbone.channels=[8,12,16,24]", "+backbone.stem_width=8"]
-TINY += ["attention=eca"]
+TINY = [*SMALL, "data=fake", "data.num_classes=8", "data.samples=24", "data.workers=0", "attention=eca"]
+TINY += ["schedule.batch_size=8", "schedule.epochs=2", "schedule.lr=0.05", "log_every=1", "device=cpu"]
+TINY += ["+backbone.channels=[8,12,16,24]", "+backbone.stem_width=8"]
 # Everything that draws random numbers or keeps something between two steps.
 RICH = [*TINY, "attention=ba", "attention.block.reduction=4", "+backbone.drop_path_rate=0.2", "+backbone.drop_rate=0.2"]
 RICH += ["schedule.mixup=0.4", "schedule.cutmix=1.0", "schedule.ema_decay=0.9", "schedule.amp=bf16", "schedule.accumulate=2"]
