@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 
 def count(
     config: str | Path | Config,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
     size: Sequence[int] | None = None,
     wrappers: bool = True,
 ) -> Count:
@@ -48,7 +48,7 @@ def count(
         ValueError, FileNotFoundError: the config does not exist or does not build.
     """
     cfg = config if isinstance(config, Config) else Config.fromfile(str(config))
-    cfg.merge_from_dict(dict(options or {}))
+    cfg.merge_from_dict(dict(options))
     init_default_scope(cfg.get("default_scope", "mmdet"))
     with torch.device("meta"):
         model = MODELS.build(cfg.model).eval()

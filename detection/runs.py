@@ -70,7 +70,7 @@ def matching(found: Iterable[Found], row: Row) -> list[Run]:
     """The runs that trained a row's detector on its data, whatever their recipe; the AP is that of the last evaluation."""
     if row.build is None or row.build.detector is None:
         return []
-    wanted = _row_config(row.build.detector)
+    wanted = _row_config(row.build.detector, row.build.options)
     names = MASKS if row.task == "instance segmentation" else BOXES
     runs = []
     for run in found:
@@ -90,8 +90,10 @@ def differences(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
 
 
 @cache
-def _row_config(detector: str) -> Mapping[str, Any]:
-    return plain(Config.fromfile(str(CONFIGS / f"{detector}.py")).to_dict())
+def _row_config(detector: str, options: tuple[tuple[str, Any], ...] = ()) -> Mapping[str, Any]:
+    config = Config.fromfile(str(CONFIGS / f"{detector}.py"))
+    config.merge_from_dict(dict(options))
+    return plain(config.to_dict())
 
 
 def _detector(config: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def detector_tools(
 
     @cache
     def count_detector(build: tables.Build) -> flops.Count:
-        return count(CONFIGS / f"{build.detector}.py", **dict(build.counted))
+        return count(CONFIGS / f"{build.detector}.py", build.options, **dict(build.counted))
 
     return count_detector, None if directory is None else partial(runs.matching, runs.find(directory))
 

@@ -40,11 +40,19 @@ def parse(composed: DictConfig) -> Config:
     for key, value in free.items():
         if not isinstance(value, dict):
             raise UserError(f"{key}={value}: must be a mapping; name one, as in {key}=NAME")
+    free["attention"] = without_partial(free["attention"])
     config = typed(
         Config(**free, data=Data(), schedule=Schedule(), logger=Logger()), {str(key): value for key, value in raw.items()}
     )
     validate(config)
     return config
+
+
+def without_partial(node: Any) -> Any:
+    """A mapping without the keys `_partial_: true`, which configs and checkpoints of version 0.1 hold beside each `_target_`."""
+    if isinstance(node, dict):
+        return {key: without_partial(value) for key, value in node.items() if key != "_partial_"}
+    return [without_partial(item) for item in node] if isinstance(node, list) else node
 
 
 def typed(defaults: Any, raw: dict[str, Any]) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.evaluate import Scores, evaluate
+from attn.models.options import options_of
+from attn.models.spec import locate
 from attn.runs import checkpoint, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import write_atomically
+
+INFERENCE = ("off", "softmax", "sar")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Request:
     checkpoint: str
     weights: str = "auto"
     batch_size: int | None = None
+    inference: str | None = None
     device: str = "auto"
     output: str | None = None
     dist_timeout: float = 600.0
@@ -49,6 +55,8 @@ class Request:
         for key, choices in {"weights": ("auto", "ema", "raw"), "device": schema.CHOICES["device"]}.items():
             if getattr(request, key) not in choices:
                 raise UserError(f"{key}={getattr(request, key)}: choose from {', '.join(choices)}")
+        if request.inference is not None and request.inference not in INFERENCE:
+            raise UserError(f"inference={request.inference}: choose from {', '.join(INFERENCE)}")
         if request.batch_size is not None and request.batch_size <= 0:
             raise UserError(f"batch_size={request.batch_size}: must be greater than 0")
         if request.dist_timeout <= 0:
@@ -72,8 +80,8 @@ def run(request: Request) -> Scores:
     content = checkpoint.read(path)
     trained = load.load_config(content, path)
     cfg = _with_data(trained, request.data)
-    other = "" if cfg.data.name == trained.data.name else f"-{cfg.data.name}"
-    output = Path(request.output) if request.output else path.with_name(f"eval-{path.stem}{other}.json")
+    if request.inference is not None:
+        cfg = _with_inference(cfg, request.inference)
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     weights = load.pick_weights(content, ema, path)
     used = "raw" if weights is content["model"] else "ema"
@@ -85,9 +93,13 @@ def run(request: Request) -> Scores:
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
         share = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
+        other = "" if cfg.data.name == trained.data.name else f"-{cfg.data.name}"
+        other += "" if request.inference is None else f"-{request.inference}-{share}"
+        output = Path(request.output) if request.output else path.with_name(f"eval-{path.stem}{other}.json")
         scores = evaluate(model, data, ranks, share, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
         if ranks.first:
-            _report(output, cfg, path, scores, used, content.get("step"))
+            told = {"step": content.get("step"), "inference": request.inference, "batch_size": share}
+            _report(output, cfg, path, scores, used, told)
     return scores
 
 
@@ -103,12 +115,40 @@ def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
     return changed
 
 
-def _report(output: Path, cfg: Config, path: Path, scores: Scores, weights: str, step: int | None) -> None:
-    console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {weights} weights, step {step}")
+def _with_inference(cfg: Config, inference: str) -> Config:
+    """The config with the option `inference` of its attentions set.
+
+    Raises:
+        UserError: none of them has the option.
+    """
+    found = 0
+
+    def changed(node: Any) -> Any:
+        nonlocal found
+        if isinstance(node, Mapping):
+            node = {key: changed(value) for key, value in node.items()}
+            if "_target_" in node and "inference" in options_of(locate(node["_target_"], "attention")):
+                found += 1
+                return {**node, "inference": inference}
+            return node
+        return [changed(item) for item in node] if isinstance(node, (list, tuple)) else node
+
+    with as_user_errors():
+        attention = changed(cfg.attention)
+    if not found:
+        raise UserError(
+            f"inference={inference}: attention={cfg.attention_name} has no such option; ba2m and its combinations have"
+        )
+    return replace(cfg, attention=attention)
+
+
+def _report(output: Path, cfg: Config, path: Path, scores: Scores, weights: str, told: Mapping[str, Any]) -> None:
+    way = "" if told["inference"] is None else f", inference={told['inference']} over batches of {told['batch_size']}"
+    console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {weights} weights, step {told['step']}{way}")
     console.say(
         f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
     )
-    row = {"checkpoint": str(path), "weights": weights, "step": step, "data": cfg.data.name, **scores.row()}
+    row = {"checkpoint": str(path), "weights": weights, "data": cfg.data.name, **told, **scores.row()}
     row |= {"images": scores.count, "correct1": scores.correct1, "correct5": scores.correct5}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -51,15 +51,15 @@ def create_model(
         raise ValueError(f"backbone={backbone!r} must be a name, such as resnet50")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise ValueError(f"num_classes={num_classes!r} must be a whole number, 0 or more")
-    slots = spec.resolve_attention(attention)
+    wanted = spec.resolve_attention(attention)
     label = f"backbone={backbone}" + (f" attention={attention}" if isinstance(attention, str) else "")
     try:
         model: Any = _timm_model(backbone, num_classes, timm_kwargs)
         family = family_of(model)
         if family is not None:
             adopt(model, family.classes)
-            attach(model, family, slots)
-        elif any(slot in slots for slot in spec.SLOTS):
+            attach(model, family, wanted)
+        elif wanted.filled:
             known = ", ".join(sorted(f.network.__name__ for f in families()))
             raise ValueError(f"its network class {type(model).__name__} has no slots; supported are {known}")
     except ValueError as error:
@@ -118,26 +118,27 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
         raise ValueError(f"timm refuses it ({given}): {error or type(error).__name__}") from None
 
 
-def attach(model: nn.Module, family: Family, slots: Mapping[str, Any]) -> None:
+def attach(model: nn.Module, family: Family, wanted: spec.AttentionSpec) -> None:
     """Fills the slots of an adopted model. All places are found before any is filled: their widths are the backbone's own.
 
     Raises:
         ValueError: the family lacks the slot or setting, or the attention refuses a site.
     """
-    if slots["sites"] not in ("all", "native"):
-        raise ValueError(f"sites={slots['sites']!r}; choose from all, native")
-    position = _choice("position", slots["position"], family.block_positions, family)
-    convs = _choice("convs", slots["convs"], family.conv_kinds, family) if family.conv_kinds else ""
-    if "conv" in slots and not convs:
-        raise ValueError(f"{family.network.__name__} has no convolution to replace (conv slot)")
-    wheres: dict[Slot, str] = {"conv": convs, "block": position, "stage": ""}
-    places = {slot: list(family.places(model, slot, where)) for slot, where in wheres.items() if slot in slots}
-    if "block" in places and slots["sites"] == "native":
+    network = family.network.__name__
+    if wanted.sites not in ("all", "native"):
+        raise ValueError(f"sites={wanted.sites!r}; choose from all, native")
+    position = _choice("position", wanted.position, family.block_positions, family)
+    convs = _choice("convs", wanted.convs, family.conv_kinds, family) if family.conv_kinds else ""
+    if wanted.conv is not None and not convs:
+        raise ValueError(f"{network} has no convolution to replace (conv slot)")
+    where: dict[Slot, str] = {"conv": convs, "block": position, "stage": ""}
+    places = {slot: list(family.places(model, slot, where[slot])) for slot in where if slot in wanted.filled}
+    if "block" in places and wanted.sites == "native":
         places["block"] = [place for place in places["block"] if place.site.native]
         if not places["block"]:
-            raise ValueError(f"{family.network.__name__} has no attention of its own (sites=native)")
+            raise ValueError(f"{network} has no attention of its own (sites=native)")
     for slot in places:
-        _fill(places[slot], family.network.__name__, slot, slots[slot])
+        _fill(places[slot], network, slot, wanted.filled[slot])
 
 
 def _choice(key: str, value: str | None, choices: tuple[str, ...], family: Family) -> str:

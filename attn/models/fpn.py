@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
 from attn.models import spec
-from attn.modules.aw import AW, AWConv2d, conv_settings
+from attn.modules.aw import AW, AWConv2d, conv_settings, plan
 
 
 class GatedConv2d(nn.Conv2d):
@@ -68,10 +69,10 @@ def add_attention(
     Raises:
         ValueError: the lists or their convolutions are not found, or the attention does not fit a pyramid.
     """
-    slots = spec.resolve_attention(attention)
+    wanted = spec.resolve_attention(attention)
     label = attention if isinstance(attention, str) else "attention"
     try:
-        _check(slots)
+        _check(wanted)
         lateral_convs, output_convs = _convolutions(fpn, laterals), _convolutions(fpn, outputs)
         if len(output_convs) < len(lateral_convs):
             raise ValueError(f"{len(output_convs)} {outputs} for {len(lateral_convs)} {laterals}")
@@ -79,22 +80,25 @@ def add_attention(
             raise ValueError(f"strides={list(strides)} needs one entry for each of {len(lateral_convs)} {laterals}")
         steps = strides if strides is not None else [4 * 2**level for level in range(len(lateral_convs))]
         for convs in (lateral_convs, output_convs[: len(lateral_convs)]):
-            _fill(convs, slots, steps)
+            _fill(convs, wanted, steps)
     except ValueError as error:
         raise ValueError(f"fpn={type(fpn).__name__} attention={label}: {error}") from error
 
 
-def _check(slots: Mapping[str, Any]) -> None:
+def _check(wanted: spec.AttentionSpec) -> None:
     """Refuses what a pyramid cannot hold."""
-    if "stage" in slots:
+    if wanted.stage is not None:
         raise ValueError("a pyramid has no stage to end (stage slot); use the block or conv slot")
-    if "block" not in slots and "conv" not in slots:
+    if wanted.block is None and wanted.conv is None:
         raise ValueError("it fills neither the block nor the conv slot")
-    if "conv" in slots and slots["conv"].func is not AW:
-        raise ValueError(f"{slots['conv'].func.__name__} cannot replace the convolutions of a pyramid; AW can")
-    if "block" in slots and slots["block"].func.forward is not Attention.forward:
-        name = slots["block"].func.__name__
-        raise ValueError(f"{name} needs the features or the state of a block, which a pyramid does not have")
+    if wanted.conv is not None and wanted.conv.func is not AW:
+        raise ValueError(f"{_name(wanted.conv)} cannot replace the convolutions of a pyramid; AW can")
+    if wanted.block is not None and wanted.block.func.forward is not Attention.forward:  # type: ignore[attr-defined]
+        raise ValueError(f"{_name(wanted.block)} needs the features or the state of a block, which a pyramid does not have")
+
+
+def _name(attention: partial[Attention]) -> str:
+    return attention.func.__name__
 
 
 def _convolutions(fpn: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]:
@@ -116,14 +120,18 @@ def _convolutions(fpn: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]
     return found
 
 
-def _fill(convs: Sequence[tuple[nn.Module, str]], slots: Mapping[str, Any], strides: Sequence[int]) -> None:
+def _fill(convs: Sequence[tuple[nn.Module, str]], wanted: spec.AttentionSpec, strides: Sequence[int]) -> None:
     """Replaces one convolution per level."""
-    levels = range(1, len(convs) + 1)
-    for level, stride, (owner, name) in zip(levels, strides, convs, strict=True):
-        conv: nn.Conv2d = getattr(owner, name)
-        site = Site(widths=(conv.in_channels,), stage=level, block=0, depth=level - 1, stride=stride)
-        aw, block = (_options(slots.get(slot), level, levels) for slot in ("conv", "block"))
-        gate = None if block is None else slots["block"].func.place([site], **block)[0]
+    modules: list[nn.Conv2d] = [getattr(owner, name) for owner, name in convs]
+    sites = [
+        Site(widths=(conv.in_channels,), stage=level, block=0, depth=level - 1, stride=stride)
+        for level, (conv, stride) in enumerate(zip(modules, strides, strict=True), start=1)
+    ]
+    weighed, gates = (_options(attention, sites) for attention in (wanted.conv, wanted.block))
+    for site, conv, (owner, name), aw, block in zip(sites, modules, convs, weighed, gates, strict=True):
+        gate = None
+        if wanted.block is not None and block is not None:
+            gate = wanted.block.func.place([site], **block)[0]  # type: ignore[attr-defined]
         new: nn.Module = conv
         if aw is not None:
             new = AWConv2d(conv, **aw) if gate is None else GatedAWConv2d(conv, gate, **aw)
@@ -132,13 +140,17 @@ def _fill(convs: Sequence[tuple[nn.Module, str]], slots: Mapping[str, Any], stri
         setattr(owner, name, new.train(conv.training))
 
 
-def _options(attention: partial[Attention] | None, level: int, levels: Sequence[int]) -> dict[str, Any] | None:
-    """The attention's options at a level; None where it is absent or its `stages` leave the level out."""
+def _options(attention: partial[Attention] | None, sites: Sequence[Site]) -> Sequence[Mapping[str, Any] | None]:
+    """The attention's options at every level; None where it is absent or leaves the level out."""
     if attention is None:
-        return None
+        return [None] * len(sites)
     options = dict(attention.keywords)
-    stages = options.pop("stages", None)
+    stages, levels = options.get("stages"), [site.stage for site in sites]
     missing = [stage for stage in stages or [] if stage not in levels]
     if missing:
-        raise ValueError(f"stages={list(stages)}: no level {missing[0]} here; choose from {list(levels)}")
-    return options if stages is None or level in stages else None
+        raise ValueError(f"stages={stages}: no level {missing[0]} here; choose from {levels}")
+    if attention.func is AW:
+        choice = {name: options.pop(name) for name in signature(plan).parameters if name in options}
+        return [None if ratios is None else {**options, **ratios} for ratios in plan(sites, **choice)]
+    options.pop("stages", None)
+    return [options if stages is None or site.stage in stages else None for site in sites]

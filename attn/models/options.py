@@ -37,6 +37,11 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{cls.__name__}: {name}={value!r} must be {_describe(taken[name])}")
 
 
+def options_of(cls: type) -> list[str]:
+    """Names of the options that a constructor takes."""
+    return list(_parameters(getattr(cls, "__init__")))  # noqa: B009 (for mypy, which takes the plain form for an instance's)
+
+
 def _parameters(function: Any) -> dict[str, Any]:
     """Names of the options of a constructor or of `place`, with their types."""
     if function is None:

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from attn.attention import Attention
 from attn.config.groups import load, unknown
 
 SLOTS = ("block", "conv", "stage")
+SETTINGS: dict[str, Any] = {"sites": "all", "position": None, "convs": None}  # what may stand beside the slots, by default
 
 
-SETTINGS = {"sites": "all", "position": None, "convs": None}
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What fills which slot, and where.
+
+    Attributes:
+        block, conv, stage: an `Attention` class with its options, or None for an empty slot.
+        sites: all, or native for the block sites alone where the backbone has an attention itself.
+        position: where in a block its slot lies, if the family offers a choice; None for its default.
+        convs: which convolutions the conv slot takes, if the family offers a choice; None for its default.
+    """
+
+    block: partial[Attention] | None = None
+    conv: partial[Attention] | None = None
+    stage: partial[Attention] | None = None
+    sites: str = "all"
+    position: str | None = None
+    convs: str | None = None
+
+    @property
+    def filled(self) -> dict[str, partial[Attention]]:
+        """The slots that hold something."""
+        slots = {"block": self.block, "conv": self.conv, "stage": self.stage}
+        return {slot: attention for slot, attention in slots.items() if attention is not None}
 
 
-def resolve_attention(attention: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """A name, a mapping of slots, or None, as {slot: partial of an `Attention` class} plus `sites`, `position`, `convs`.
+def resolve_attention(attention: str | Mapping[str, Any] | None) -> AttentionSpec:
+    """The spec of a name, of a mapping as in `configs/attention/*.yaml`, or of None.
 
     Only subclasses of `Attention` are ever imported as a `_target_`: a mapping may come from a checkpoint.
 
@@ -26,26 +51,19 @@ def resolve_attention(attention: str | Mapping[str, Any] | None) -> dict[str, An
     if not (attention is None or isinstance(attention, (str, Mapping))):
         raise ValueError(f"attention={attention!r} must be a name, a mapping of slots or None")
     mapping = load("attention", attention) if isinstance(attention, str) else dict(attention or {})
-    resolved: dict[str, Any] = dict(SETTINGS)
-    for key, value in mapping.items():
-        if key in SLOTS:
-            if value is not None:
-                resolved[key] = _build(value, f"attention.{key}")
-        elif key in SETTINGS:
-            resolved[key] = value
-        else:
+    for key in mapping:
+        if key not in SLOTS and key not in SETTINGS:
             raise ValueError(unknown("attention key", key, [*SLOTS, *SETTINGS]))
-    return resolved
+    slots = {slot: _build(mapping[slot], f"attention.{slot}") for slot in SLOTS if mapping.get(slot) is not None}
+    return AttentionSpec(**slots, **{key: mapping[key] for key in SETTINGS if key in mapping})
 
 
 def _build(node: Any, where: str) -> Any:
     """Turns mappings with `_target_` into partials, in options and in lists of them too; anything else is passed on."""
-    from attn.attention import Attention
-
     if isinstance(node, partial):
         target, options = node.func, node.keywords
     elif isinstance(node, Mapping) and "_target_" in node:
-        target = _locate(node["_target_"], where)
+        target = locate(node["_target_"], where)
         options = {k: _build(v, f"{where}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
     elif isinstance(node, type):
         target, options = node, {}
@@ -60,7 +78,17 @@ def _build(node: Any, where: str) -> Any:
     return partial(target, **options)
 
 
-def _locate(path: Any, where: str) -> Any:
+def locate(path: Any, where: str) -> Any:
+    """The class that a `_target_` names.
+
+    Raises:
+        ValueError: it cannot be imported; `where` says which setting holds it.
+    """
+    """The class that a `_target_` names.
+
+    Raises:
+        ValueError: it cannot be imported; `where` says which setting holds it.
+    """
     if not isinstance(path, str) or "." not in path:
         raise ValueError(f"{where}._target_={path!r} must be a module and a class, as in attn.modules.se.SE")
     module, _, name = path.rpartition(".")

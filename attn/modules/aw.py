@@ -5,24 +5,31 @@ O = Conv(I, K + A * K): the filters themselves are weighed, by an attention map 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Site, hidden_width, select
 from attn.modules.norm import MapBatchNorm
 
 Form = Literal["auto", "grouped", "taps", "scale"]
+Ratio = int | str | None
+Ratios = Ratio | Sequence[Ratio]
 
 
 class AWConv2d(nn.Conv2d):
     """A convolution whose filters K [C2, C1, h, w] are weighed per sample by K + A * K (F2) or A * K, A in (0, 1).
 
-    A [N, C2, C1, h, w] is repeated from the smaller [N, C2 / r_c2, C1 / r_c1, h / r_hw, w / r_hw], which F1 gives: average
+    A [N, C2, C1, h, w] is repeated (Expand, eq. 2) from the smaller [N, C2 / r_c2, C1 / r_c1, h / r_hw, w / r_hw], which F1 gives: average
     pooling to h / r_hw by w / r_hw, 1x1 convolution to C2 / reduction channels, norm, ReLU, 1x1 convolution, norm, sigmoid.
     A bias is not weighed. With groups, C1 is the number of input channels of one filter.
+
+    The paper says that Expand may also go along N, C2, h and w. C2, h and w are here. N, one map for the batch, is not: an image's
+    prediction would depend on the others in its batch, and any way out of that at inference (a running mean of A) is a constant
+    that K can learn by itself, so that no attention is left.
 
     It takes the place of an `nn.Conv2d` and keeps its parameters, under the same names. Note that K + A * K starts about 1.5
     times as strong as K; a norm that follows absorbs it, and where none does (an FPN) the activations grow by as much.
@@ -43,9 +50,10 @@ class AWConv2d(nn.Conv2d):
         conv: the convolution to take the place of; its parameters are shared, not copied.
         reduction: r; C2 divided by the hidden width of F1. The paper does not say whether C1 or C2 is; C2 gives its printed size
             of MobileNet, and elsewhere they are equal.
-        r_c1: C1 over the depth of A; None for C1 itself, a map that does not depend on the input channel (the paper's choice).
-        r_c2: C2 over the filters of A; neighbours share.
-        r_hw: the kernel's sides over those of A.
+        r_c1: C1 over the depth of A; None or `all` for C1 itself, a map that does not depend on the input channel (the paper's
+            choice).
+        r_c2: C2 over the filters of A; neighbours share. `all` for C2 itself: one value for all filters.
+        r_hw: the kernel's sides over those of A. `all` for the sides themselves.
         residual: K + A * K (F2); False for A * K.
         form: how to compute it.
 
@@ -57,9 +65,9 @@ class AWConv2d(nn.Conv2d):
         self,
         conv: nn.Conv2d,
         reduction: float = 16,
-        r_c1: int | None = None,
-        r_c2: int = 1,
-        r_hw: int = 1,
+        r_c1: Ratio = None,
+        r_c2: Ratio = 1,
+        r_hw: Ratio = 1,
         residual: bool = True,
         form: Form = "auto",
     ) -> None:
@@ -71,15 +79,15 @@ class AWConv2d(nn.Conv2d):
         super().__init__(**conv_settings(conv), device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         self.residual = residual
-        self.r_c2, self.r_hw = r_c2, r_hw
-        c2, c1, height, width = self.weight.shape
-        self.r_c1 = c1 if r_c1 is None else r_c1
-        self.map_shape = (
-            _divide(c2, r_c2, "r_c2"),
-            _divide(c1, self.r_c1, "r_c1"),
-            _divide(height, r_hw, "r_hw"),
-            _divide(width, r_hw, "r_hw"),
+        # Ratios of C2, C1, h and w.
+        self.ratios = tuple(
+            _ratio(size, ratio, name)
+            for size, ratio, name in zip(
+                self.weight.shape, (r_c2, r_c1, r_hw, r_hw), ("r_c2", "r_c1", "r_hw", "r_hw"), strict=True
+            )
         )
+        c2, *rest = (size // ratio for size, ratio in zip(self.weight.shape, self.ratios, strict=True))
+        self.map_shape = (c2, rest[0], rest[1], rest[2])
         self.forms = _forms(self.map_shape)
         if form not in ("auto", *self.forms):
             raise ValueError(
@@ -87,7 +95,7 @@ class AWConv2d(nn.Conv2d):
                 f"choose from auto, {', '.join(self.forms)}"
             )
         self.form = form
-        hidden = hidden_width(c2, reduction, "AW")
+        hidden = hidden_width(self.out_channels, reduction, "AW")
         self.squeeze = nn.Sequential(
             nn.Conv2d(self.in_channels, hidden, 1, bias=False), MapBatchNorm(hidden), nn.ReLU(inplace=True)
         )
@@ -97,10 +105,10 @@ class AWConv2d(nn.Conv2d):
     def filter_scale(self, x: Tensor) -> Tensor:
         """1 + A (or A), [N, C1, H, W] to [N, C2, C1 or 1, h or 1, w or 1]: what K is multiplied by."""
         a = self.excite(self.squeeze(bin_average(x, self.map_shape[2:])))
-        a = a.reshape(x.shape[0], *self.map_shape).repeat_interleave(self.r_c2, 1)
-        # An axis of length one is left to broadcasting.
-        for axis, ratio in ((2, self.r_c1), (3, self.r_hw), (4, self.r_hw)):
-            if a.shape[axis] > 1:
+        a = a.reshape(x.shape[0], *self.map_shape)
+        # An axis of length one is left to broadcasting, but that of C2, by which the filters of a batch are told apart.
+        for axis, ratio in enumerate(self.ratios, start=1):
+            if axis == 1 or a.shape[axis] > 1:
                 a = a.repeat_interleave(ratio, axis)
         return 1 + a if self.residual else a
 
@@ -160,19 +168,40 @@ class AWConv2d(nn.Conv2d):
 
 
 class AW(AWConv2d, Attention):
-    """`AWConv2d` in a `conv` slot. The options are its own.
+    """`AWConv2d` in a `conv` slot. The options are its own; `place` has more.
 
     Raises:
         ValueError: the site has no convolution, or as `AWConv2d`.
     """
 
+    @classmethod
+    def place(
+        cls,
+        sites: Sequence[Site],
+        *,
+        stages: Sequence[int] | None = None,
+        every: int = 1,
+        first: int = 1,
+        r_c1: Ratios = None,
+        r_c2: Ratios = 1,
+        r_hw: Ratios = 1,
+        **options: Any,
+    ) -> list[Attention | None]:
+        """As `Attention.place`, with the choice of `plan`.
+
+        Raises:
+            ValueError: as `plan`, or the constructor refuses a site.
+        """
+        planned = plan(sites, stages, every, first, r_c1, r_c2, r_hw)
+        return [None if p is None else cls(s, **p, **options) for s, p in zip(sites, planned, strict=True)]
+
     def __init__(
         self,
         site: Site,
         reduction: float = 16,
-        r_c1: int | None = None,
-        r_c2: int = 1,
-        r_hw: int = 1,
+        r_c1: Ratio = None,
+        r_c2: Ratio = 1,
+        r_hw: Ratio = 1,
         residual: bool = True,
         form: Form = "auto",
     ) -> None:
@@ -209,10 +238,68 @@ def bin_average(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x
 
 
-def _divide(size: int, ratio: int, name: str) -> int:
-    if ratio < 1 or size % ratio:
-        raise ValueError(f"AW: {name}={ratio} does not divide the {size} that it reduces; choose a divisor of {size}")
-    return size // ratio
+def _ratio(size: int, ratio: Ratio, name: str) -> int:
+    """A ratio as a number.
+
+    Raises:
+        ValueError: it is none, or does not divide the size.
+    """
+    if ratio is None or ratio == "all":
+        return size
+    if isinstance(ratio, bool) or not isinstance(ratio, int) or ratio < 1 or size % ratio:
+        raise ValueError(f"AW: {name}={ratio} does not divide the {size} that it reduces; choose all or a divisor of {size}")
+    return ratio
+
+
+def plan(
+    sites: Sequence[Site],
+    stages: Sequence[int] | None = None,
+    every: int = 1,
+    first: int = 1,
+    r_c1: Ratios = None,
+    r_c2: Ratios = 1,
+    r_hw: Ratios = 1,
+) -> list[dict[str, Any] | None]:
+    """Which convolutions are replaced, and the ratios of each; None where one is left.
+
+    Args:
+        sites: the convolutions.
+        stages: numbers of the stages to fill, from 1; all by default.
+        every: fill each `every`-th block of the network, from block number `first` (from 1). Every second depthwise separable
+            convolution is `every=2`, and with `first=2` the second of each pair.
+        r_c1, r_c2, r_hw: as of `AWConv2d`, or a list of these: one for each stage in which convolutions are replaced, or one for
+            each of these convolutions.
+
+    Raises:
+        ValueError: a stage or block does not exist, or a list has another length.
+    """
+    if every < 1 or first < 1:
+        raise ValueError(f"AW: every={every} and first={first} must be 1 or more")
+    select(sites, stages)  # refuses stages that do not exist
+    taken = [
+        (stages is None or site.stage in stages) and site.depth + 1 >= first and (site.depth + 1 - first) % every == 0
+        for site in sites
+    ]
+    chosen = [site for site, wanted in zip(sites, taken, strict=True) if wanted]
+    if not chosen:
+        raise ValueError(f"AW: every={every}, first={first}: no block is left; the last is number {sites[-1].depth + 1}")
+    ratios = {name: iter(_per_site(r, chosen, name)) for name, r in (("r_c1", r_c1), ("r_c2", r_c2), ("r_hw", r_hw))}
+    return [{name: next(column) for name, column in ratios.items()} if wanted else None for wanted in taken]
+
+
+def _per_site(ratios: Ratios, sites: Sequence[Site], name: str) -> list[Ratio]:
+    """One ratio for each site, from one for all, one per stage or one per site."""
+    if ratios is None or isinstance(ratios, (int, str)):
+        return [ratios] * len(sites)
+    stages = sorted({site.stage for site in sites})
+    if len(ratios) == len(sites):
+        return list(ratios)
+    if len(ratios) == len(stages):
+        return [ratios[stages.index(site.stage)] for site in sites]
+    raise ValueError(
+        f"AW: {name}={list(ratios)} has {len(ratios)} entries; give one value, one for each of the {len(stages)} stages, or one for "
+        f"each of the {len(sites)} convolutions"
+    )
 
 
 def _forms(map_shape: tuple[int, int, int, int]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Batch-aware attention. BA^2M: A Batch Aware Attention Module for Image Classification, arXiv 2103.15099, 2021.
 
-Three branches give each sample one scalar; the softmax of the scalars over the batch weighs the samples' feature maps. The
-module acts in training only: at inference, one image at a time, the softmax is 1, so it is the identity for every batch size.
+Three branches give each sample one scalar (eqs. 5 to 9); the softmax of the scalars over the batch weighs the samples' feature
+maps (eqs. 10 and 11). By default the module acts in training only: at inference, one image at a time, the softmax is 1.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ BRANCHES: tuple[Branch, ...] = ("channel", "local_spatial", "global_spatial")
 
 
 class BA2M(Attention):
-    """Output_i = w_i x_i with w = softmax over the batch of the samples' scores (eqs. 4 to 10); identity in eval mode.
+    """Output_i = w_i x_i with w = softmax over the batch of the samples' scores (eqs. 5 to 13); in eval mode see `inference`.
 
-    A sample's score is the mean over the channels of the elementwise maximum of its branches (eq. 9). Meant for the `stage`
-    slot ("between" in the paper, its best); the `block` slot is its "inside".
+    A sample's score, its SAR, is the mean over the channels of the elementwise maximum of its branches (eq. 9); the weights are
+    the softmax of the scores (eq. 11). Meant for the `stage` slot ("between" in the paper, its best); the `block` slot is its
+    "inside".
 
-    On inference the paper contradicts itself (the module is off; the map is multiplied by its own score; a batch is weighed by
-    its softmax). It is off here: the one reading by which an image's prediction does not depend on the others in its batch.
+    On inference the paper (section III-D) says three things: the module is off; a test image's map is multiplied by its own SAR;
+    test batches of 1 to 256 are weighed by their softmax, and since a weight changes no rank, all have one error. The last holds
+    for a module right before a classifier without bias; before other layers, whose batch norms use running statistics and whose
+    convolutions feed shortcuts, it does not. `inference` has all three. Off is the default: with the softmax an image's
+    prediction depends on the others in its batch, and a SAR, which is about 0 and of either sign, is no scale that training saw.
 
     Two readings of the branches exist, since the paper's equations and its printed sizes are those of different modules:
 
-    - `equations` (eqs. 6 to 8): channel BN(FC(FC(gap x))); local BN(1x1(3x3(1x1 x))); global softmax(f g^T) h by 1x1
+    - `equations` (eqs. 5 to 8): channel BN(FC(FC(gap x))); local BN(1x1(3x3(1x1 x))); global softmax(f g^T) h by 1x1
       convolutions that all the C/m groups of m channels share. 4Cm + 12m^2 + 6C parameters.
     - `fitted`: BAM's channel and spatial gates and an attention-augmented convolution of stride 2, which give every printed
       size that can be reproduced. 9Cm + 18.25m^2 + 3C + 18.5m + 4 parameters (m even). The two spatial branches give one value
@@ -48,7 +52,9 @@ class BA2M(Attention):
         site: the place; any [N, C, H, W].
         reduction: R; the branches work at m = C // R channels. The paper's tables use 2 to 32, mostly 32 for CIFAR and 16 or
             4 for ImageNet.
-        min_width: least m, for stages narrower than R * min_width.
+        min_width: least m, for stages narrower than R * min_width. The paper says that C / R is 32 at least (min_width=32); but of
+            its printed sizes those of CIFAR ResNet-50 and 101 need m = 8 in the first stage (C = 256, R = 32) and those of ImageNet
+            ResNets m = 16, so that the bound here is small enough to leave all of them alone.
         variant: `equations` or `fitted`. In `equations`, m is the next divisor of C.
         branches: any of `channel`, `local_spatial`, `global_spatial`.
         scale: `softmax_times_n`, or the literal `softmax`.
@@ -58,6 +64,10 @@ class BA2M(Attention):
             and without it the maximum may never choose this branch again. None: a batch norm in `equations`; in `fitted`,
             whose sizes count none, the branch's scores are only centred over the batch.
         global_stride: pixels per step of the global branch in both directions. None: 1 in `equations`, 2 in `fitted`.
+        inference: what the module does in eval mode: `off` (identity), `softmax` (weights over the images of the batch that it
+            sees on this rank, whatever `batch` says, times their number unless `scale` is `softmax`; a smaller last batch has its
+            own number), or `sar` (the map times its own score). The branches' norms use their running statistics. A centred
+            global branch, which has none, is centred over the test batch with `softmax`, and not at all with `sar`.
 
     Raises:
         ValueError: a setting is unknown or impossible.
@@ -75,8 +85,10 @@ class BA2M(Attention):
         batch: Literal["local", "global"] = "local",
         norm_global: bool | None = None,
         global_stride: int | None = None,
+        inference: Literal["off", "softmax", "sar"] = "off",
     ) -> None:
         super().__init__()
+        _one_of("inference", inference, ("off", "softmax", "sar"))
         _one_of("variant", variant, ("equations", "fitted"))
         _one_of("scale", scale, ("softmax_times_n", "softmax"))
         _one_of("batch", batch, ("local", "global"))
@@ -86,7 +98,9 @@ class BA2M(Attention):
             )
         equations = variant == "equations"
         if norm_global is None:
-            end: tuple[nn.Module, ...] = (MapBatchNorm(site.width),) if equations else (Center(),)
+            end: tuple[nn.Module, ...] = (
+                (MapBatchNorm(site.width),) if equations else (Center(in_eval=inference == "softmax"),)
+            )
         else:
             end = (MapBatchNorm(site.width if equations else 1),) if norm_global else ()
         global_stride = (1 if equations else 2) if global_stride is None else global_stride
@@ -95,6 +109,7 @@ class BA2M(Attention):
         width = inner_width(site.width, reduction, min_width, divisor=equations)
         self.times_n = scale == "softmax_times_n"
         self.over_ranks = batch == "global"
+        self.inference = inference
 
         build: dict[Branch, Callable[[], nn.Sequential]] = {
             "channel": lambda: (channel_by_equation if equations else channel_fitted)(site.width, width),
@@ -118,9 +133,12 @@ class BA2M(Attention):
         return super().place(sites, stages=stages, **options)
 
     def refine(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training and self.inference == "off":
             return x
-        return x * self.weights(self.scores(x)).to(x.dtype)[:, None, None, None]
+        weights = scores = self.scores(x)
+        if self.training or self.inference == "softmax":
+            weights = self.weights(scores)
+        return x * weights.to(x.dtype)[:, None, None, None]
 
     def scores(self, x: Tensor) -> Tensor:
         """One scalar per sample, [N, C, H, W] to [N], in fp32: the normalised scores of eq. 9."""
@@ -129,9 +147,10 @@ class BA2M(Attention):
         return torch.stack(found).amax(0).mean(1)
 
     def weights(self, scores: Tensor) -> Tensor:
-        """Softmax over the batch, [N] to [N], times the number of samples in it unless `scale` is `softmax` (eq. 10)."""
+        """Softmax over the batch, [N] to [N], times the number of samples in it unless `scale` is `softmax` (eq. 11)."""
         log_total, samples = scores.logsumexp(0), scores.new_full((), scores.shape[0])
-        if self.over_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # In evaluation the ranks may have different numbers of batches, so that they cannot wait for each other.
+        if self.training and self.over_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Two numbers per rank make the softmax over all samples, and ranks with unequal batches neither hang nor err.
             ranks = gather(torch.stack((log_total, samples)))
             log_total, samples = ranks[:, 0].logsumexp(0), ranks[:, 1].sum()
@@ -209,10 +228,14 @@ def global_by_equation(width: int, stride: int, end: tuple[nn.Module, ...]) -> n
 
 
 class Center(nn.Module):
-    """Takes the mean over batch and map from each channel of [N, C, H, W]."""
+    """Takes the mean over batch and map from each channel of [N, C, H, W]; in eval mode only if asked."""
+
+    def __init__(self, in_eval: bool) -> None:
+        super().__init__()
+        self.in_eval = in_eval
 
     def forward(self, x: Tensor) -> Tensor:
-        return x - x.mean((0, 2, 3), keepdim=True)
+        return x - x.mean((0, 2, 3), keepdim=True) if self.training or self.in_eval else x
 
 
 class GroupAttention(nn.Module):

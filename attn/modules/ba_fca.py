@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn.attention import Site
-from attn.modules.ba import BA, bridged
+from attn.modules.ba import BA
 from attn.modules.fca import DCT, map_size
 
 
@@ -30,7 +30,7 @@ class BAFca(BA):
     def __init__(self, site: Site, input_size: int = 224, **options: Any) -> None:
         super().__init__(site, **options)
         size = map_size(site, input_size)
-        self.dcts = nn.ModuleList(DCT(width, size) for width in bridged(site))
+        self.dcts = nn.ModuleList(DCT(width, size) for width in self.reach.own(site.widths))
 
     def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
         return [dct(f) for dct, f in zip(self.dcts, feats, strict=True)]

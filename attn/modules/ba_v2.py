@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site
-from attn.modules.ba import Base, activation, bridge_width, bridged, place_where_bridged
+from attn.modules.ba import Base, Bridged, Reach, activation, bridge_width, place_where_bridged
 from attn.modules.norm import VectorBatchNorm
 
 
@@ -25,16 +25,25 @@ class BAv2(Gate):
         reduction_of: `refined`, or `input`: C is the width of the block's input.
         act: activation between the layers, by timm's name.
         gate: activation behind them, by timm's name.
+        q, earlier: as of `BA`.
 
     Raises:
         ValueError: no block has more than one convolution, or a setting is unknown.
     """
 
     def __init__(
-        self, site: Site, reduction: float = 16, reduction_of: Base = "refined", act: str = "relu", gate: str = "sigmoid"
+        self,
+        site: Site,
+        reduction: float = 16,
+        reduction_of: Base = "refined",
+        act: str = "relu",
+        gate: str = "sigmoid",
+        q: int | None = None,
+        earlier: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        widths, hidden = bridged(site), bridge_width(site, reduction, reduction_of)
+        self.reach = Reach(site, q, earlier)
+        widths, hidden = self.reach.widths, bridge_width(site, reduction, reduction_of)
         self.bridges = nn.ModuleList(nn.Linear(width, hidden, bias=False) for width in widths)
         self.select = nn.Linear(len(self.bridges), 1)
         self.norm = VectorBatchNorm(hidden)
@@ -42,8 +51,9 @@ class BAv2(Gate):
         self.expand = nn.Linear(hidden, site.width, bias=False)
         self.gate = activation(gate, "gate")
 
-    def forward(self, feats: tuple[Tensor, ...], state: None) -> tuple[Tensor, None]:
-        squeezed = [bridge(self.squeeze(f)) for bridge, f in zip(self.bridges, feats[1:], strict=True)]
+    def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
+        descriptors, state = self.reach.collect([self.squeeze(f) for f in self.reach.own(feats)], state)
+        squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
         selected = self.select(torch.stack(squeezed, -1))[..., 0]
         weights = self.gate(self.expand(self.act(self.norm(selected))))
         return self.scale(feats[-1], weights), state

@@ -16,21 +16,59 @@ from attn.attention import Attention, Gate, Site, hidden_width
 
 Schema = Literal["direct", "softmax", "weighted"]
 Matching = Literal["1fc", "2fc"]
+Form = Literal["released", "equations"]
 
 
-class Connection(nn.Module):
-    """Joins this block's descriptor G with the previous block's T (section 3.2), then LayerNorm and ReLU.
+class Printed(nn.Module):
+    """f(alpha G, beta T) of this block's descriptor G and the previous block's T, and nothing else (eqs. 2 to 4).
 
-    With g = alpha G and t = beta T: `direct` g + t (eqs. 2 and 3); `weighted` (g^2 + t^2) / (g + t); `softmax` the mean of g
-    and t under weights softmax(g, t). As in the released code of `direct`, alpha and beta are the weights of a 1x1 convolution
-    from two channels to one, initialised as the network's convolutions are, and bias, LayerNorm and ReLU follow; with these
-    the plain attention is no special case, as it is in the paper (alpha = 1, beta = 0).
-
-    For `weighted` and `softmax` the sizes of Table 2a say only that they have the same parameters; that they are taken channel
-    by channel, and that the same norm follows, is our reading.
+    With g = alpha G and t = beta T, element by element: `direct` g + t (eq. 3); `weighted` (g^2 + t^2) / (g + t) (eq. 4);
+    `softmax` the mean of g and t under weights softmax(g, t). alpha and beta are learnable scalars, 1 and 0 at the start. There
+    `direct` and `weighted` are G exactly, so that a new network is that of the plain attention. `softmax` is not: its formula
+    gives G sigmoid(G) for t = 0.
 
     The weighted schema has a pole at g = -t, which descriptors after a BatchNorm do reach. It is computed as
-    (g^2 + t^2) s / (s^2 + 1e-6), s = g + t: the same elsewhere, and finite there.
+    s - 2 g t s / (s^2 + 1e-6), s = g + t: the same elsewhere, and finite there.
+
+    Args:
+        schema: how the two are joined.
+
+    Raises:
+        ValueError: an unknown schema.
+    """
+
+    def __init__(self, schema: Schema = "direct") -> None:
+        super().__init__()
+        if schema not in ("direct", "softmax", "weighted"):
+            raise ValueError(f"DCA: connection={schema!r}; choose from direct, softmax, weighted")
+        self.schema = schema
+        self.alpha_beta = nn.Parameter(torch.tensor([1.0, 0.0]))
+
+    def join(self, own: Tensor, previous: Tensor) -> Tensor:
+        """f(alpha G, beta T) of two tensors of one shape, in the precision of the parameters."""
+        # Under autocast a half would lose the pole, and the norm that may follow wants full precision anyway.
+        dtype = self.alpha_beta.dtype
+        g, t = own.to(dtype) * self.alpha_beta[0], previous.to(dtype) * self.alpha_beta[1]
+        if self.schema == "softmax":
+            return t + torch.sigmoid(g - t) * (g - t)
+        joined = g + t
+        if self.schema == "weighted":
+            joined = joined - 2 * g * t * joined / (joined * joined + 1e-6)
+        return joined
+
+    def forward(self, own: Tensor, previous: Tensor) -> Tensor:
+        """Joins two tensors of one shape; the result has the type of `own`."""
+        return self.join(own, previous).to(own.dtype)
+
+
+class Connection(Printed):
+    """The join of the released code: relu(LayerNorm(f(alpha G, beta T) + bias)), f as in `Printed`.
+
+    There alpha and beta are the weights of a 1x1 convolution from two channels to one, initialised as the network's convolutions
+    are. With bias, norm and ReLU the plain attention is no special case, as it is in the paper (alpha = 1, beta = 0).
+
+    The code has `direct` alone. For `weighted` and `softmax` the sizes of Table 2a say only that they have the same parameters;
+    that they are taken channel by channel, and that the same norm follows, is our reading.
 
     Args:
         channels: C of the descriptors [N, C].
@@ -42,27 +80,35 @@ class Connection(nn.Module):
     """
 
     def __init__(self, channels: int, schema: Schema = "direct", bias: bool = True) -> None:
-        super().__init__()
-        if schema not in ("direct", "softmax", "weighted"):
-            raise ValueError(f"DCA: connection={schema!r}; choose from direct, softmax, weighted")
-        self.schema = schema
-        self.alpha_beta = nn.Parameter(torch.randn(2) * 2**0.5)
+        super().__init__(schema)
+        nn.init.normal_(self.alpha_beta, std=2**0.5)
         self.bias = nn.Parameter(torch.zeros(())) if bias else None
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, own: Tensor, previous: Tensor) -> Tensor:
         """Joins [N, C] and [N, C] to [N, C]; the result has the type of `own`."""
-        # In the precision of the parameters: under autocast a half would lose the pole, and LayerNorm wants it anyway.
-        dtype = self.alpha_beta.dtype
-        g, t = own.to(dtype) * self.alpha_beta[0], previous.to(dtype) * self.alpha_beta[1]
-        joined = g + t
-        if self.schema == "softmax":
-            joined = t + torch.sigmoid(g - t) * (g - t)
-        elif self.schema == "weighted":
-            joined = (g * g + t * t) * joined / (joined * joined + 1e-6)
+        joined = self.join(own, previous)
         if self.bias is not None:
             joined = joined + self.bias
         return self.norm(joined).relu().to(own.dtype)
+
+
+def check_form(form: Form) -> None:
+    """Raises:
+    ValueError: an unknown form.
+    """
+    if form not in ("released", "equations"):
+        raise ValueError(f"DCA: form={form!r}; choose from released (the authors' code), equations (as printed)")
+
+
+def connection_of(form: Form, channels: int, schema: Schema, bias: bool) -> Printed:
+    """`Connection` for the form `released`, `Printed` for `equations`, which has no bias.
+
+    Raises:
+        ValueError: an unknown form or schema.
+    """
+    check_form(form)
+    return Printed(schema) if form == "equations" else Connection(channels, schema, bias)
 
 
 def matcher(previous: int, channels: int, matching: Matching, reduction: float) -> nn.Sequential:
@@ -108,7 +154,7 @@ class DCA(Attention):
     """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the block before.
 
     The descriptor that the gate excites is the join of this block's and of the previous one's, scaled by that one's weights
-    (section 3.2). The chain runs through the whole network; the first block has no previous one and uses its plain gate.
+    (section 3.2, eq. 2). The chain runs through the whole network; the first block has no previous one and uses its plain gate.
 
     The paper says that every size matching has two layers and reduction 16. Its sizes do so for SE-ResNets and GE-ResNet-50
     only; the configs of the other rows say otherwise.
@@ -116,10 +162,12 @@ class DCA(Attention):
     Args:
         site: the place.
         base: builds the gate from a site.
-        connection: the schema of `Connection`.
+        connection: the schema of `Printed`.
+        form: of the join: `released`, the `Connection` of the authors' code, whose sizes the tables print; or `equations`, the
+            `Printed` one, with which a new network is that of the plain attention.
         matching: layers of the size matching, where the channels differ from the previous block's.
         reduction: of the two-layer size matching.
-        bias: of the join.
+        bias: of the join of the form `released`.
         unused: also create what the authors' networks hold but never use: the join of the first block, and a size matching
             there if the block's own input and output differ. Needed for the printed 28.65 M of DCA-SE-ResNet-50.
 
@@ -136,6 +184,7 @@ class DCA(Attention):
         reduction: float = 16,
         bias: bool = True,
         unused: bool = False,
+        form: Form = "released",
     ) -> None:
         super().__init__()
         gate = base(site)
@@ -146,8 +195,9 @@ class DCA(Attention):
             )
         self.base = gate
         matched_width(site.width, matching, reduction)
+        check_form(form)
         previous = previous_width(site, unused)
-        self.connect = None if previous is None else Connection(site.width, connection, bias)
+        self.connect = None if previous is None else connection_of(form, site.width, connection, bias)
         self.match = None if previous in (None, site.width) else matcher(previous, site.width, matching, reduction)
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attn.attention import Attention, Site
 from attn.modules.cbam import CBAM, ChannelAttention, SpatialAttention, scale_channels
-from attn.modules.dca import Connection, Matching, Schema, matched_width, previous_width
+from attn.modules.dca import Form, Matching, Printed, Schema, check_form, connection_of, matched_width, previous_width
 from attn.modules.norm import MapBatchNorm
 
 Maps = tuple[Tensor | None, Tensor | None]
@@ -22,14 +22,14 @@ class DCACBAM(Attention):
     """`CBAM` whose channel and spatial attention are each connected with that of the block before.
 
     Channel: the previous block's map after its channel attention is fitted to C channels and pooled as this block's; each pair
-    of pools is joined by one shared `Connection`. Spatial: see `SpatialConnection`. The first block is plain CBAM.
+    of pools is joined by one shared connection. Spatial: see `SpatialConnection` and `attn.modules.dca.Printed`. The first block is plain CBAM.
 
     Args:
         site: the place.
         base: builds the `CBAM` from a site.
         connect: which attentions are connected: channel (DCA-C), spatial (DCA-S) or both (DCA-All).
-        connection: the schema of the channel `Connection`.
-        bias: of the channel join.
+        connection: the schema of the channel join (`attn.modules.dca.Printed`), and in the form `equations` of the spatial one.
+        bias: of the channel join of the form `released`.
         matching: 1x1 convolutions, each with BatchNorm and ReLU, of the channel size matching.
         reduction: of the two-layer size matching.
         matching_bias: whether these convolutions have one, which the BatchNorm behind them cancels (the authors' ResNet-50).
@@ -39,6 +39,7 @@ class DCACBAM(Attention):
         zero_init: start with the weights of all spatial BatchNorms at 0, as the authors' ResNet. There a ReLU follows the one
             of the connection: the spatial attention gets no gradient, ever. For comparison only.
         unused: also create what the authors' networks hold but never use, in the first block.
+        form: of both joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as of `attn.modules.dca.DCA`.
 
     Raises:
         ValueError: `base` is no `CBAM` or lacks the attention to connect, or a setting is unknown.
@@ -58,6 +59,7 @@ class DCACBAM(Attention):
         spatial_matching: Literal["avg", "max"] = "avg",
         zero_init: bool = False,
         unused: bool = False,
+        form: Form = "released",
     ) -> None:
         super().__init__()
         cbam = base(site)
@@ -69,6 +71,7 @@ class DCACBAM(Attention):
             raise ValueError(f"DCA: match_on={match_on!r}; choose from map, pooled")
         if spatial_matching not in ("avg", "max"):
             raise ValueError(f"DCA: spatial_matching={spatial_matching!r}; choose from avg, max")
+        check_form(form)
         matched_width(site.width, matching, reduction)
         self.connects_channel, self.connects_spatial = connect != "spatial", connect != "channel"
         for wanted, part, name in (
@@ -79,19 +82,21 @@ class DCACBAM(Attention):
                 raise ValueError(f"DCA: connect={connect!r} needs the {name} attention, which base.{name}=False leaves out")
         self.base = cbam
         self.match_on = match_on
+        self.spatial_matching = spatial_matching
 
-        self.connect = self.match = self.connect_spatial = None
+        self.connect = self.match = None
+        self.connect_spatial: nn.Module | None = None
         previous = previous_width(site, unused)
         if previous is not None and self.connects_channel:
-            self.connect = Connection(site.width, connection, bias)
+            self.connect = connection_of(form, site.width, connection, bias)
             if previous != site.width:
                 self.match = map_matcher(previous, site.width, matching, reduction, matching_bias)
         if previous is not None and self.connects_spatial:
-            self.connect_spatial = SpatialConnection(spatial_matching)
+            self.connect_spatial = Printed(connection) if form == "equations" else SpatialConnection()
         if zero_init:
             for owner in (cbam.spatial, self.connect_spatial):
-                if owner is not None:
-                    nn.init.constant_(owner.get_parameter("norm.weight"), 0.0)
+                if isinstance(owner, (SpatialAttention, SpatialConnection)):
+                    nn.init.zeros_(owner.norm.weight)
 
     def forward(self, feats: tuple[Tensor, ...], state: Maps | None) -> tuple[Tensor, Maps]:
         x = feats[-1]
@@ -124,8 +129,8 @@ class DCACBAM(Attention):
         pooled = attention.squeeze(x)
         if previous is not None:
             assert self.connect_spatial is not None, "a site with a previous one has a spatial connection"
-            size = (x.shape[2], x.shape[3])
-            pooled = self.connect_spatial(pooled, attention.squeeze(self.connect_spatial.resize(previous, size)))
+            resized = resize(previous, (x.shape[2], x.shape[3]), self.spatial_matching)
+            pooled = self.connect_spatial(pooled, attention.squeeze(resized))
         return x * attention.excite(pooled)
 
 
@@ -133,26 +138,23 @@ class SpatialConnection(nn.Module):
     """relu(BN(p1 G + p2 T)) of two maps [N, 2, H, W] (maximum and mean over channels): G this block's, T the previous one's.
 
     p1 starts at 1 and p2 at 0, as in the authors' code.
-
-    Args:
-        pool: how `resize` brings the previous map to this block's resolution, avg or max.
     """
 
-    def __init__(self, pool: Literal["avg", "max"]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.pool = pool
         self.p1 = nn.Parameter(torch.ones(()))
         self.p2 = nn.Parameter(torch.zeros(()))
         self.norm = MapBatchNorm(2)
 
-    def resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Pools [N, C, H', W'] to `size`; with an integer ratio, in windows as large as the ratio."""
-        if tuple(x.shape[2:]) == size:
-            return x
-        return F.adaptive_avg_pool2d(x, size) if self.pool == "avg" else F.adaptive_max_pool2d(x, size)
-
     def forward(self, own: Tensor, previous: Tensor) -> Tensor:
         return self.norm(self.p1 * own + self.p2 * previous).relu()
+
+
+def resize(x: Tensor, size: tuple[int, int], pool: Literal["avg", "max"]) -> Tensor:
+    """Pools [N, C, H', W'] to `size`; with an integer ratio, in windows as large as the ratio."""
+    if tuple(x.shape[2:]) == size:
+        return x
+    return F.adaptive_avg_pool2d(x, size) if pool == "avg" else F.adaptive_max_pool2d(x, size)
 
 
 def map_matcher(previous: int, channels: int, matching: Matching, reduction: float, bias: bool) -> nn.Sequential:

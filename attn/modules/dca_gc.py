@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.dca import Matching, matched_width, previous_width
+from attn.modules.dca import Form, Matching, Printed, Schema, check_form, matched_width, previous_width
 from attn.modules.gc import GC
 
 
 class DCAGC(Attention):
-    """`GC` whose context is joined with the previous block's additive term: context + w T, with one learnable scalar w.
+    """`GC` whose context G is joined with the previous block's additive term T, which lies in no (0, 1) and is taken as it is.
 
-    w starts at 0, so that a new network is a plain GC network.
+    - `released`, the authors' code: G + w T with one learnable scalar w. This is the direct schema (eq. 3) with alpha fixed at
+      1 and beta = w; unlike in their other attentions no bias, norm or ReLU follows.
+    - `equations`: f(alpha G, beta T) of eqs. 2 to 4, both learnable.
+
+    w, as beta, starts at 0, so that a new network is a plain GC network in both forms.
 
     Args:
         site: the place.
@@ -25,9 +29,11 @@ class DCAGC(Attention):
         reduction: of the two-layer size matching.
         unused: also create what the authors' network holds but never uses: the scalar of the first block, and a size matching
             there if the block's own input and output differ.
+        form: `released` or `equations`.
+        connection: the schema of `attn.modules.dca.Printed`; other than `direct` only with the form `equations`.
 
     Raises:
-        ValueError: `base` is no `GC`, or a setting is unknown.
+        ValueError: `base` is no `GC`, a setting is unknown, or two do not go together.
     """
 
     def __init__(
@@ -37,23 +43,32 @@ class DCAGC(Attention):
         matching: Matching = "2fc",
         reduction: float = 16,
         unused: bool = False,
+        form: Form = "released",
+        connection: Schema = "direct",
     ) -> None:
         super().__init__()
         gc = base(site)
         if not isinstance(gc, GC):
             raise ValueError(f"dca_gc connects GC, not {type(gc).__name__}; dca_se, dca_cbam ... are there for others")
+        check_form(form)
+        if form == "released" and connection != "direct":
+            raise ValueError(f"DCA: connection={connection!r} of GC is not in the released code; set form=equations with it")
         self.base = gc
         matched_width(site.width, matching, reduction)
         previous = previous_width(site, unused)
-        self.weight = None if previous is None else nn.Parameter(torch.zeros(()))
+        self.weight = nn.Parameter(torch.zeros(())) if previous is not None and form == "released" else None
+        self.connect = Printed(connection) if previous is not None and form == "equations" else None
         self.match = None if previous in (None, site.width) else term_matcher(previous, site.width, matching, reduction)
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         context = self.base.context(feats[-1])
         if state is not None:
-            assert self.weight is not None, "a site with a previous one has a weight"
             previous = state if self.match is None else self.match(state)
-            context = context + self.weight * previous.to(context.dtype)
+            if self.connect is not None:
+                context = self.connect(context, previous)
+            else:
+                assert self.weight is not None, "a site with a previous one has a weight or a connection"
+                context = context + self.weight * previous.to(context.dtype)
         term = self.base.transform(context)
         return self.base.add(feats[-1], term), term
 

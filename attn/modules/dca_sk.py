@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.dca import Connection, Matching, Schema, matched_width, matcher
+from attn.modules.dca import Form, Matching, Schema, check_form, connection_of, matched_width, matcher
 from attn.modules.sk import SK
 
 HandOn = Literal["descriptor", "weights"]
@@ -21,13 +21,14 @@ class DCASK(Attention):
     Args:
         site: the place, with `conv`.
         base: builds the `SK` from a site.
-        connection: the schema of `Connection`.
+        connection: the schema of `attn.modules.dca.Printed`.
         matching: layers of the size matching (one per branch), where the channels differ from the previous block's.
         reduction: of the two-layer size matching.
-        bias: of the joins.
+        bias: of the joins of the form `released`.
         hand_on: what the next block gets of each branch: `descriptor` is the pooled branch under its weights, `weights` are
             these alone (the authors' MobileNetV2).
         unused: also create the joins of the first block, which the authors' networks hold but never use.
+        form: of the joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as of `attn.modules.dca.DCA`.
 
     Raises:
         ValueError: `base` is no `SK`, or a setting is unknown.
@@ -45,6 +46,7 @@ class DCASK(Attention):
         bias: bool = True,
         hand_on: HandOn = "descriptor",
         unused: bool = False,
+        form: Form = "released",
     ) -> None:
         super().__init__()
         sk = base(site)
@@ -52,6 +54,7 @@ class DCASK(Attention):
             raise ValueError(f"dca_sk connects SK, not {type(sk).__name__}; dca_se, dca_cbam ... are there for others")
         if hand_on not in ("descriptor", "weights"):
             raise ValueError(f"DCA: hand_on={hand_on!r}; choose from descriptor, weights")
+        check_form(form)
         self.base = sk
         self.hand_on = hand_on
         branches = range(len(sk.branches))
@@ -59,7 +62,7 @@ class DCASK(Attention):
         previous = None if site.prev is None else site.prev[-1]
         self.connects = self.matches = None
         if previous is not None or unused:
-            self.connects = nn.ModuleList(Connection(site.width, connection, bias) for _ in branches)
+            self.connects = nn.ModuleList(connection_of(form, site.width, connection, bias) for _ in branches)
         if previous not in (None, site.width):
             self.matches = nn.ModuleList(matcher(previous, site.width, matching, reduction) for _ in branches)
 

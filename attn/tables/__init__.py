@@ -19,6 +19,10 @@ else the command sets, and in `count` how detectors are counted), `remarks`, `de
     build          backbone, attention, recipe, in `set` what the command overrides and in `test` what testing does; absent
                    if the row is no network. In detection `detector` is the config, which says the same, and `set` makes it the
                    network of an ImageNet row of the same paper, whose weights it starts from
+    form           name of the row's own form, where there are several; a file's `form` is that of all such rows
+    alternatives   other forms of the row, by name: what they `set` beside the build, in `recipes` which recipe they have in place
+                   of the row's, and a `note` that says what they are. Each has a command of its own. A file's `alternatives` are
+                   those of all its rows: there `set` holds the settings by attention, and rows with other attentions have none
 
 `rows` reads them, `build` says what makes and trains a network, `measure` counts it, `runs` finds what has trained it, `verdict`
 sets all that beside the printed numbers, and `render` prints it.
@@ -29,12 +33,13 @@ from __future__ import annotations
 from attn.tables.build import Build
 from attn.tables.measure import Measured, measure, network
 from attn.tables.render import as_json, as_markdown, as_text
-from attn.tables.rows import Row, load_computed, load_rows, papers, pretraining, training_command
+from attn.tables.rows import Row, load_computed, load_rows, papers, pretraining, training_command, with_alternatives
 from attn.tables.runs import Run, compose, find_runs, matching_runs
 from attn.tables.verdict import (
     EQUAL,
     EXPLAINED,
     INSTALL,
+    OTHER,
     UNCOUNTED,
     WRONG,
     Result,
@@ -49,6 +54,7 @@ __all__ = [
     "EQUAL",
     "EXPLAINED",
     "INSTALL",
+    "OTHER",
     "UNCOUNTED",
     "WRONG",
     "Build",
@@ -74,4 +80,5 @@ __all__ = [
     "pretraining",
     "summary",
     "training_command",
+    "with_alternatives",
 ]

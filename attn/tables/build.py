@@ -28,6 +28,7 @@ class Build:
         recipe: name of its paper and recipe; `shared`: what that overrides.
         test: what the row sets when the trained network is tested.
         counted: how a detector is counted where not as its config says: options of `detection.count.count`.
+        form: name of the form of a detector that is not its config's own; `options`: what it sets with `--cfg-options`.
     """
 
     backbone: str
@@ -40,6 +41,8 @@ class Build:
     shared: tuple[tuple[str, Any], ...] = ()
     test: tuple[tuple[str, Any], ...] = ()
     counted: tuple[tuple[str, Any], ...] = ()
+    form: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def settings(self) -> tuple[tuple[str, Any], ...]:
@@ -52,7 +55,14 @@ class Build:
         Runs of one build share a directory, and those of two never do.
         """
         if self.detector is not None:
-            return f"python detection/train.py detection/configs/{self.detector}.py"
+            command = f"python detection/train.py detection/configs/{self.detector}.py"
+            if not self.options:
+                return command
+            work_dir = f"work_dirs/{self.detector.rpartition('/')[2]}-{self.form}"
+            options = shlex.join(
+                f"{key}={value if isinstance(value, str) else _hydra(value)}" for key, value in self.options
+            )
+            return f"{command} --work-dir {work_dir} --cfg-options {options}"
         parts = ["python", "train.py", f"backbone={self.backbone}", f"attention={self.attention}"]
         parts += [f"data={self.data}", f"schedule={self.schedule}", *self.overrides(), f"run_dir={self.run_dir()}"]
         if self.test:
@@ -70,9 +80,12 @@ class Build:
             return True
         node: Any = {**(spec.SETTINGS if group == "attention" else {}), **choice(group, getattr(self, group))}
         for name in names:
-            if not isinstance(node, Mapping) or name not in node:
+            if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+                node = node[int(name)]
+            elif isinstance(node, Mapping) and name in node:
+                node = node[name]
+            else:
                 return False
-            node = node[name]
         return True
 
     def run_dir(self) -> str:

@@ -72,6 +72,12 @@ def _legend() -> str:
         "- Detectors: trainable parameters, and operations by MMDetection 2's analysis for one image of the size that the config"
         " tests with, 1000 proposals and 100 masks; how BA-Net's were counted stands in its remarks."
     )
+    lines.append(
+        "- Where several forms of a row exist, the network's name ends with the form. The row's own has what is printed; the others"
+        " stand below it with commands of their own: `equations` of BA2M is its equations with the literal softmax, `equations` of"
+        " DCANet its printed join and recipe, `every-second` of AW-convolution its text about MobileNet. The forms of one name in one"
+        " table are comparable."
+    )
     lines.append("- FLOPs are in 1e9 per image; params in 1e6, with Mi in 2^20. Nothing is run to count them.")
     return "\n".join(lines)
 
@@ -89,7 +95,9 @@ def _cells(result: Result) -> tuple[str, ...]:
     row = result.row
     printed, operations = row.printed.get("params"), row.printed.get("flops")
     unit = " Mi" if row.unit == "Mi" else ""
-    network = f"{row.model}, {row.method}" + "".join(f", {part}" for part in (row.setting, row.detector, row.task) if part)
+    network = f"{row.model}, {row.method}" + "".join(
+        f", {part}" for part in (row.setting, row.detector, row.task, row.form) if part
+    )
     score = f"top-1 {row.top1:.2f}" if row.top1 is not None else ""
     if "mAP" in row.printed:
         score = f"AP {row.printed['mAP']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,10 +41,13 @@ class Row:
     elsewhere: dict[str, Any] = field(default_factory=dict)
     not_printed: tuple[str, ...] = ()
     build: Build | None = None
+    form: str | None = None
+    alternative: bool = False
+    alternatives: tuple[Row, ...] = ()
 
     @property
     def id(self) -> str:
-        return f"{self.paper}/{self.table}/{self.number}"
+        return f"{self.paper}/{self.table}/{self.number}" + (f"/{self.form}" if self.alternative else "")
 
     @property
     def top1(self) -> float | None:
@@ -76,6 +79,13 @@ def load_rows(paper: str | None = None, table: str | None = None) -> list[Row]:
     return rows
 
 
+def with_alternatives(rows: Iterable[Row]) -> Iterator[Row]:
+    """Every row, and after it the other forms of it that the file names."""
+    for row in rows:
+        yield row
+        yield from row.alternatives
+
+
 def load_computed() -> list[Row]:
     """Networks whose size follows from released code but is printed nowhere (BA-Net v2)."""
     return [row for name in papers() for row in _read(name, "computed")]
@@ -89,15 +99,62 @@ def _read(paper: str, part: str) -> Iterator[Row]:
         number = numbers[raw["table"]] = numbers.get(raw["table"], 0) + 1
         build = raw.pop("build", None)
         definition = raw.pop("definition", None)
-        yield Row(
+        others = {**_alternatives(content, build), **raw.pop("alternatives", {})}
+        form = raw.pop("form", content.get("form")) if others else None
+        row = Row(
             paper=paper,
             number=number,
             flops=raw.pop("flops", "papers" if raw.get("detector") else content["flops"]),
             definition=content["definitions"].get(definition, definition),
             not_printed=tuple(raw.pop("not_printed", ())),
             build=None if build is None else _build(paper, build, content["recipes"]),
+            form=form,
             **raw,
         )
+        yield replace(row, alternatives=tuple(_other(row, name, build, content, other) for name, other in others.items()))
+
+
+def _alternatives(content: Mapping[str, Any], build: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the file's `alternatives` change in a row: those that name its attention."""
+    if build is None:
+        return {}
+    return {
+        name: {"set": settings, "note": other["note"], "recipes": other.get("recipes", {})}
+        for name, other in content.get("alternatives", {}).items()
+        if (settings := other["set"].get(build["attention"])) is not None
+    }
+
+
+def _other(row: Row, name: str, build: Mapping[str, Any], content: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
+    """The row in another form. Its printed parameters and FLOPs are those of the row's own form."""
+    settings = changes.get("set", {})
+
+    def changed(raw: Mapping[str, Any]) -> Build:
+        recipe = changes.get("recipes", {}).get(raw["recipe"], raw["recipe"])
+        return _build(row.paper, {**raw, "set": {**raw.get("set", {}), **settings}, "recipe": recipe}, content["recipes"])
+
+    made = changed(build)
+    if made.detector is not None:
+        options = {f"model.backbone.{key}": value for key, value in settings.items()}
+        raws = (raw["build"] for raw in content["rows"] if "build" in raw)
+        same = ("backbone", "attention", "set")
+        for other in (changed(raw) for raw in raws if all(raw.get(key) == build.get(key) for key in same)):
+            if _pretrains(other):
+                options["model.backbone.init_cfg.checkpoint"] = other.checkpoint()
+        made = replace(made, form=name, options=_settings(options))
+    printed = {key: value for key, value in row.printed.items() if key not in ("params", "flops")}
+    return replace(
+        row,
+        form=name,
+        alternative=True,
+        printed=printed,
+        build=made,
+        note=changes["note"],
+        reason=None,
+        measured={},
+        reproduced=None,
+        flops_reproduced=None,
+    )
 
 
 def _build(paper: str, raw: Mapping[str, Any], recipes: Mapping[str, Any]) -> Build:
@@ -121,10 +178,14 @@ def pretraining(row: Row) -> Build | None:
     build = row.build
     if build is None or build.detector is None or build.attention == "none":
         return None
-    for other in (other.build for other in _read(row.paper, "rows")):
-        if other is not None and other.data == "imagenet" and not other.test and _same_network(other, build):
+    for other in (other.build for other in with_alternatives(_read(row.paper, "rows"))):
+        if other is not None and _pretrains(other) and _same_network(other, build):
             return other
     return None
+
+
+def _pretrains(build: Build) -> bool:
+    return build.data == "imagenet" and build.detector is None and not build.test
 
 
 def _same_network(a: Build, b: Build) -> bool:
@@ -133,7 +194,7 @@ def _same_network(a: Build, b: Build) -> bool:
 
 def training_command(checkpoint: str) -> str | None:
     """The command that leaves a checkpoint where a row, or the default `run_dir` of train.py, has it; None for other paths."""
-    for row in (*load_rows(), *load_computed()):
+    for row in with_alternatives((*load_rows(), *load_computed())):
         build = row.build
         if build is not None and build.detector is None and build.checkpoint() == checkpoint:
             return replace(build, test=()).command()

@@ -53,7 +53,9 @@ def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
 
 
 def _network_key(content: Mapping[str, Any]) -> str:
-    return json.dumps([content["backbone"], content["attention"], content["data"]["name"]], sort_keys=True)
+    return json.dumps(
+        [content["backbone"], parse.without_partial(content["attention"]), content["data"]["name"]], sort_keys=True
+    )
 
 
 def matching_runs(row: Row, found: Mapping[str, list[tuple[Path, dict[str, Any]]]]) -> list[Run]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from attn.models import flops
 from attn.tables.build import Build
 from attn.tables.measure import Measured, measure
-from attn.tables.rows import Row
+from attn.tables.rows import Row, with_alternatives
 from attn.tables.runs import Run, matching_runs
 
 MILLION = {"M": 1e6, "Mi": 2.0**20}
-EQUAL, EXPLAINED, WRONG, UNCOUNTED = "equal", "explained", "WRONG", "needs the detection extra"
+EQUAL, EXPLAINED, WRONG, UNCOUNTED, OTHER = "equal", "explained", "WRONG", "needs the detection extra", "another form"
 INSTALL = "pip install 'attn[detection]'"
 
 
@@ -36,8 +36,8 @@ class Result:
     Attributes:
         params: in the row's printed unit; `flops`: in 1e9, in the row's convention.
         flops_agree: whether they round to the printed ones; None where either is absent.
-        verdict: equal (params, to the printed digit), explained (by `reason`), WRONG (it should be equal and is not), or needs
-            the detection extra.
+        verdict: equal (params, to the printed digit), explained (by `reason`), WRONG (it should be equal and is not), needs
+            the detection extra, or another form (of a row that has several: `reason` says which).
     """
 
     row: Row
@@ -63,11 +63,15 @@ class Result:
     def record(self) -> dict[str, Any]:
         """Plain containers, for JSON."""
         row, build = self.row, self.row.build
-        content = {"id": row.id, **asdict(row)}
+        content = {"id": row.id, **asdict(replace(row, alternatives=()))}
+        del content["alternatives"]
         content |= {
             "build": None
             if build is None
-            else {**asdict(build), **{key: dict(getattr(build, key)) for key in ("own", "shared", "test", "counted")}},
+            else {
+                **asdict(build),
+                **{key: dict(getattr(build, key)) for key in ("own", "shared", "test", "counted", "options")},
+            },
             "command": None if build is None else build.command(),
             "here": {**asdict(self.measured), "params_in_unit": self.params, "flops": self.flops},
             "flops_agree": self.flops_agree,
@@ -85,7 +89,7 @@ def evaluate(
     runs: Mapping[str, list[tuple[Path, dict[str, Any]]]] | None = None,
     detector_runs: Callable[[Row], list[Run]] | None = None,
 ) -> list[Result]:
-    """Builds every row and judges it.
+    """Builds every row, and after it its other forms, and judges them.
 
     Args:
         rows: from `load_rows`.
@@ -94,7 +98,7 @@ def evaluate(
         detector_runs: gives the runs of a detector; None where MMDetection is not installed, or none are wanted.
     """
     results = []
-    for row in rows:
+    for row in with_alternatives(rows):
         detects = row.build is not None and row.build.detector is not None
         found = (detector_runs(row) if detector_runs else []) if detects else matching_runs(row, runs or {})
         results.append(judge(row, _measured(row, count_detector), found))
@@ -132,11 +136,13 @@ def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
     if row.build is None:
         reason = reason or "no network"
     elif found.problem == UNCOUNTED:
-        verdict = UNCOUNTED if row.reproduced else EXPLAINED
+        verdict = UNCOUNTED if row.reproduced else OTHER if row.alternative else EXPLAINED
         reason = "; ".join([*([reason] if reason else []), f"counted after {INSTALL}"])
     elif found.problem is not None or params is None:
         verdict = WRONG
         reason = f"cannot be built: {found.problem}"
+    elif row.alternative:
+        verdict = OTHER
     elif printed is None:
         reason = f"the table prints no parameters{f'; {reason}' if reason else ''}"
     elif row.reproduced:
@@ -156,10 +162,12 @@ def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
 
 def summary(results: Sequence[Result]) -> str:
     """One line: how many rows, how many of each verdict, and how many of the printed FLOPs are met."""
-    verdicts = [result.verdict for result in results]
+    others = sum(result.row.alternative and result.verdict != WRONG for result in results)
+    verdicts = [result.verdict for result in results if not result.row.alternative or result.verdict == WRONG]
     parts = [f"{verdicts.count(EQUAL)} equal to the printed digit", f"{verdicts.count(EXPLAINED)} explained"]
     for verdict, text in ((UNCOUNTED, f"that need the detection extra to be counted ({INSTALL})"), (WRONG, "WRONG")):
         if verdict in verdicts:
             parts.append(f"{verdicts.count(verdict)} {text}")
     agreeing = [result.flops_agree for result in results if result.flops_agree is not None]
-    return f"{len(verdicts)} rows: {', '.join(parts)}; FLOPs to the printed digit in {sum(agreeing)} of {len(agreeing)}"
+    total = f"{len(verdicts)} rows: {', '.join(parts)}; FLOPs to the printed digit in {sum(agreeing)} of {len(agreeing)}"
+    return total + (f"; {others} rows in another form, too" if others else "")

@@ -1,4 +1,4 @@
-"""DenseNet, RegNet, ConvNeXt, Swin and ShuffleNetV2: timm's networks until an attention is put in, and where it goes."""
+"""DenseNet, RegNet, ConvNeXt, Swin, ViT, PVT and ShuffleNetV2: timm's networks until an attention is put in, and where it goes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
 import attn
 from attn.attention import Attention, Site
 
 SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4)}
+VIT = {"img_size": 64, "embed_dim": 64, "depth": 4, "num_heads": 4}
+PVT = {"depths": (1, 2, 1, 1), "embed_dims": (32, 64, 96, 128), "num_heads": (1, 2, 3, 4)}
 DENSE = {"growth_rate": 16, "block_config": (2, 3, 2, 2)}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("densenet121", DENSE),
@@ -26,6 +29,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("convnext_atto", {"conv_mlp": False, "output_stride": 16}),
     ("convnextv2_atto", {}),
     ("swin_tiny_patch4_window7_224", {**SWIN, "drop_path_rate": 0.3, "in_chans": 1}),
+    ("deit_small_patch16_224", {**VIT, "drop_path_rate": 0.3, "in_chans": 1}),
+    ("vit_small_patch16_224", {**VIT, "init_values": 0.1, "class_token": False, "global_pool": "avg"}),
+    ("vit_small_patch16_224", {**VIT, "block_fn": ParallelScalingBlock}),
+    ("pvt_v2_b0", {**PVT, "drop_path_rate": 0.3, "in_chans": 1}),
+    ("pvt_v2_b2_li", PVT),
 ]
 MINIS: dict[str, tuple[str, dict[str, Any]]] = {
     "DenseNet": ("densenet121", DENSE),
@@ -33,6 +41,8 @@ MINIS: dict[str, tuple[str, dict[str, Any]]] = {
     "RegNetV": ("regnetv_040", {"w0": 24, "wa": 36.44, "wm": 2.49, "depth": 13, "group_size": 8}),
     "ConvNeXt": ("convnext_atto", {}),
     "Swin": ("swin_tiny_patch4_window7_224", SWIN),
+    "ViT": ("deit_small_patch16_224", VIT),
+    "PVT": ("pvt_v2_b0", PVT),
     "ShuffleNetV2": ("shufflenet_v2_x0_5", {}),
 }
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(VARIANTS)]
@@ -141,7 +151,8 @@ class Probe(Attention):
         assert (count == 0) == (site.prev is None)
         y = self.inner(feats[-1])
         assert y.shape[1] == site.width
-        assert y.shape[2] == y.shape[3] == self.side // site.stride
+        side = self.side // site.stride
+        assert y.shape[2:] in ((side, side), (side * side + 1, 1))  # or all tokens of a ViT
         return 0.5 * y, count + 1
 
 
@@ -159,7 +170,7 @@ def test_block_slot_sees_the_input_and_the_convolutions(mini: str) -> None:
     assert not torch.equal(model(images()), plain(images()))
 
 
-@pytest.mark.parametrize("mini", [m for m in MINIS if m != "Swin"])
+@pytest.mark.parametrize("mini", [m for m in MINIS if m not in ("Swin", "ViT", "PVT")])
 def test_conv_slot_holds_the_spatial_convolution(mini: str) -> None:
     model, plain = build(mini, {"conv": Probe}).eval(), build(mini, None)
     found = probes(model)
@@ -172,7 +183,7 @@ def test_conv_slot_holds_the_spatial_convolution(mini: str) -> None:
 @pytest.mark.parametrize("mini", MINIS)
 def test_stage_slot_ends_every_stage(mini: str) -> None:
     model = build(mini, {"stage": Probe}).eval()
-    assert [probe.site.stage for probe in probes(model)] == ([1, 2, 3] if mini == "ShuffleNetV2" else [1, 2, 3, 4])
+    assert [probe.site.stage for probe in probes(model)] == {"ShuffleNetV2": [1, 2, 3], "ViT": [1]}.get(mini, [1, 2, 3, 4])
     for probe in probes(model):
         # The state of the stage slot does not pass on.
         probe.site = Site(**{**vars(probe.site), "prev": None})
@@ -181,7 +192,7 @@ def test_stage_slot_ends_every_stage(mini: str) -> None:
     assert torch.equal(model.forward_head(last), model(x))
     plain = build(mini, None).eval()
     plain.load_state_dict(model.state_dict())
-    first = 0 if mini in ("ConvNeXt", "Swin") else 1
+    first = {"ConvNeXt": 0, "Swin": 0, "PVT": 0, "ViT": 3}.get(mini, 1)
     theirs = plain.forward_intermediates(x)[1][first]
     # DenseNet hands out the map before the transition, at whose end the first stage ends.
     torch.testing.assert_close(maps[first], theirs if mini == "DenseNet" else 0.5 * theirs)
@@ -194,9 +205,43 @@ def test_densenet_stages_end_with_the_transitions() -> None:
     assert [probe.site.stride for probe in probes(model)] == [2, 4, 4]
 
 
-def test_swin_has_no_convolution() -> None:
-    with pytest.raises(ValueError, match=r"SwinTransformer has no convolution to replace"):
-        build("Swin", {"conv": Probe})
+@pytest.mark.parametrize(
+    ("mini", "network"), [("Swin", "SwinTransformer"), ("ViT", "VisionTransformer"), ("PVT", "PyramidVisionTransformerV2")]
+)
+def test_transformers_have_no_convolution(mini: str, network: str) -> None:
+    with pytest.raises(ValueError, match=rf"{network} has no convolution to replace"):
+        build(mini, {"conv": Probe})
+
+
+def test_masked_tokens_of_a_vit_are_timms() -> None:
+    theirs = timm.create_model("deit_small_patch16_224", num_classes=10, **VIT).eval()
+    ours: Any = build("ViT", None).eval()
+    ours.load_state_dict(theirs.state_dict())
+    mask = torch.rand(2, 1, 17, 17, generator=torch.Generator().manual_seed(0)) > 0.3
+    for options in ({"attn_mask": mask}, {"is_causal": True}):
+        assert torch.equal(ours(images(), **options), theirs(images(), **options))
+    assert not torch.equal(ours(images(), attn_mask=mask), ours(images()))
+
+
+def test_a_vit_of_other_blocks_has_no_slots() -> None:
+    with pytest.raises(ValueError, match="VisionTransformer offers no site in the block slot"):
+        build("ViT", "se", block_fn=ParallelScalingBlock)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("deit_small_patch16_224", 12), ("vit_small_patch16_224", 12), ("pvt_v2_b2", 16)]
+)
+def test_bridge_attention_in_whole_transformers(name: str, blocks: int) -> None:
+    """Its width C / 16 and both branches' outputs: 2 C^2 / 16 + 3 + 2 C / 16 + C^2 / 16 parameters a block."""
+    with torch.device("meta"):
+        plain: Any = attn.create_model(name)
+        model: Any = attn.create_model(name, "ba_v2")
+    widths = [
+        module.mlp.fc2.out_features for module in model.modules() if hasattr(module, "mlp") and hasattr(module, "gate")
+    ]
+    assert len(widths) == blocks
+    added = sum(3 * c * (c // 16) + 3 + 2 * (c // 16) for c in widths)
+    assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters()) == added
 
 
 def test_regnet_is_native_where_it_has_squeeze_and_excitation() -> None:

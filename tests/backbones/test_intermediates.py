@@ -24,6 +24,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "regnetv_040": {"w0": 24, "wa": 36.44, "wm": 2.49, "depth": 13, "group_size": 8},
     "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 48), "head_norm_first": True},
     "swin_tiny_patch4_window7_224": SWIN,
+    "deit_small_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
+    "pvt_v2_b0": {"depths": (1, 1, 2, 1), "embed_dims": (16, 24, 32, 48), "num_heads": (1, 2, 2, 4)},
     "mobilenetv2_035": {},
     "test_efficientnet": {},
     "mobilenetv3_small_050": {},

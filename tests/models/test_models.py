@@ -40,6 +40,11 @@ MINIS: dict[str, tuple[dict[str, Any], int]] = {
         },
         64,
     ),
+    "ViT": ({"backbone": "deit_small_patch16_224", "embed_dim": 64, "depth": 3, "num_heads": 4, "img_size": 64}, 64),
+    "PVT": (
+        {"backbone": "pvt_v2_b0", "depths": (1, 2, 1, 1), "embed_dims": (64, 64, 128, 128), "num_heads": (1, 2, 4, 4)},
+        64,
+    ),
     "ShuffleNetV2": ({"backbone": "shufflenet_v2_x1_0"}, 64),
     "PreActResNet": ({"backbone": "cifar_preresnet110", "depths": (2, 1, 1), "widths": (32, 64, 96)}, 16),
     "CifarEfficientNet": ({"backbone": "cifar_efficientnet_b0"}, 32),
@@ -69,7 +74,8 @@ REFUSED: dict[tuple[str, str], str] = {
     **{(family, name): "replaces dense convolutions" for family in GROUPED for name in ("aa", "ea", "sasa")},
     **{(family, name): "its own norm and activation" for family in ("ConvNeXt", "DenseNet") for name in ("sk", "dca_sk")},
     **{
-        ("Swin", name): "no convolution to replace"
+        (family, name): "no convolution to replace"
+        for family in ("Swin", "ViT", "PVT")
         for name in attn.list_attentions()
         if "conv" in groups.load("attention", name)
     },
@@ -275,7 +281,7 @@ def test_unknown_backbones_and_options() -> None:
         attn.create_model("resnet5")
     with pytest.raises(ValueError, match="nonsense"):
         attn.create_model("resnet18", nonsense=1)
-    assert attn.create_model("vit_tiny_patch16_224", None, 10)(torch.randn(1, 3, 224, 224)).shape == (1, 10)
+    assert attn.create_model("mixer_s32_224", None, 10)(torch.randn(1, 3, 224, 224)).shape == (1, 10)
 
 
 def test_import_is_quick() -> None:

@@ -78,7 +78,7 @@ def by_definition(layer: AWConv2d, x: torch.Tensor, ratios: tuple[int, int, int]
     dilation=st.sampled_from([1, 2]),
     groups=st.sampled_from([1, 2, 4]),
     depthwise=st.booleans(),
-    ratios=st.tuples(st.sampled_from([None, 1, 2]), st.sampled_from([1, 2]), st.sampled_from([1, 3])),
+    ratios=st.tuples(st.sampled_from([None, "all", 1, 2]), st.sampled_from([1, 2, "all"]), st.sampled_from([1, 3, "all"])),
     residual=st.booleans(),
     bias=st.booleans(),
     side=st.tuples(st.integers(5, 8), st.integers(5, 8)),
@@ -89,12 +89,16 @@ def test_every_form_is_the_definition(
     channels = 8 if depthwise else 4
     conv = nn.Conv2d(8, channels, kernel, stride, padding, dilation, 8 if depthwise else groups, bias=bias).double()
     depth = conv.weight.shape[1]
-    r_c1 = ratios[0] if ratios[0] is None or depth % ratios[0] == 0 else 1
-    r_hw = ratios[2] if kernel == (3, 3) else 1
+    r_c1 = ratios[0] if ratios[0] in (None, "all") or depth % ratios[0] == 0 else 1
+    r_hw = 1 if ratios[2] == 3 and kernel != (3, 3) else ratios[2]
+    if r_hw == "all" and kernel[0] != kernel[1]:
+        r_hw = 1
     options = {"reduction": 2, "r_c1": r_c1, "r_c2": ratios[1], "r_hw": r_hw, "residual": residual}
     layer = awake(AWConv2d(conv, **options).double()).eval()
     x = torch.randn(3, 8, *side, dtype=torch.float64)
-    expected = by_definition(layer, x, (r_c1 or depth, ratios[1], r_hw))
+    sizes = {None: depth, "all": depth}, {"all": channels}, {"all": kernel[0]}
+    plain = [size.get(ratio, ratio) for size, ratio in zip(sizes, (r_c1, ratios[1], r_hw), strict=True)]
+    expected = by_definition(layer, x, tuple(plain))
     forms = ["auto", "grouped"]
     if layer.map_shape[1] == 1:
         forms.append("taps")
@@ -170,6 +174,40 @@ def test_size_on_the_pointwise_convolutions_of_mobilenet() -> None:
         convs = [nn.Conv2d(a, b, 1, bias=False) for a, b in pairwise(widths)]
         assert len(convs) == 13
         assert sum(size(AWConv2d(conv)) - size(conv) for conv in convs) == 448_744
+
+
+@pytest.mark.parametrize(
+    ("first", "blocks", "added"), [(1, [1, 3, 5, 7, 9, 11, 13], 246_392), (2, [2, 4, 6, 8, 10, 12], 202_352)]
+)
+def test_every_second_depthwise_separable_convolution_of_mobilenet(first: int, blocks: list[int], added: int) -> None:
+    """By the text of the paper; which of each pair it is, it does not tell."""
+    with torch.device("meta"):
+        plain = attn.create_model("mobilenetv1_100")
+        model = attn.create_model("mobilenetv1_100", {"conv": partial(AW, every=2, first=first), "convs": "pointwise"})
+    separable = [block for stage in model.blocks for block in stage]
+    assert [i for i, block in enumerate(separable, start=1) if isinstance(block.conv_pw, AW)] == blocks
+    assert not any(isinstance(block.conv_dw, AW) for block in separable)
+    assert size(model) - size(plain) == added
+
+
+@pytest.mark.parametrize("r_c2", ["all", [1, 2, 4, "all"], [1, 1, 2, 2, 4, 4, "all", 8]])
+def test_ratios_of_every_layer(r_c2) -> None:
+    """Equation 2 through a whole network: one ratio, one per stage, or one per convolution."""
+    torch.manual_seed(0)
+    options = {"r_c1": 1 if r_c2 == "all" else None, "r_c2": r_c2, "r_hw": "all"}
+    model = attn.create_model("resnet18", {"conv": partial(AW, **options)}, num_classes=3)
+    layers = [m for m in model.modules() if isinstance(m, AW)]
+    assert len(layers) == 8
+    per_layer = r_c2 if isinstance(r_c2, list) and len(r_c2) == 8 else [r for r in r_c2 for _ in range(2)]
+    for layer, ratio in zip(layers, ["all"] * 8 if r_c2 == "all" else per_layer, strict=True):
+        filters = 1 if ratio == "all" else layer.out_channels // ratio
+        assert layer.map_shape == (filters, layer.in_channels if r_c2 == "all" else 1, 1, 1)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    layer, x = awake(layers[-1]).double().eval(), torch.randn(2, layers[-1].in_channels, 3, 3, dtype=torch.float64)
+    a = layer.filter_scale(x)
+    for o in range(0, layer.out_channels, 37):
+        same = o // layer.ratios[0] * layer.ratios[0]
+        assert torch.equal(a[:, o], a[:, same])
 
 
 def test_keeps_the_convolution() -> None:
@@ -252,6 +290,7 @@ def test_deterministic_pooling_is_the_same(bins: tuple[int, int], height: int, w
         (nn.Conv2d(8, 8, 3), {"r_c2": 5}, "r_c2=5 does not divide the 8"),
         (nn.Conv2d(8, 8, 3), {"r_hw": 2}, "r_hw=2 does not divide the 3"),
         (nn.Conv2d(8, 8, 3), {"r_c2": 0}, "r_c2=0"),
+        (nn.Conv2d(8, 8, 3), {"r_c2": "each"}, "r_c2=each does not divide the 8.*choose all or a divisor"),
         (nn.Conv2d(8, 8, 3), {"reduction": 16}, "reduction=16 must lie between 1 and the 8"),
         (nn.Conv2d(8, 8, 3), {"form": "fast", "reduction": 2}, "form='fast' does not exist"),
         (nn.Conv2d(8, 8, 3), {"form": "scale", "reduction": 2}, "choose from auto, grouped, taps"),
@@ -264,6 +303,21 @@ def test_deterministic_pooling_is_the_same(bins: tuple[int, int], height: int, w
 def test_refuses(conv: nn.Conv2d, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AWConv2d(conv, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r_c2": [1, 2]}, "r_c2=.1, 2. has 2 entries; .* each of the 4 stages, or one for each of the 8 convolutions"),
+        ({"every": 0}, "every=0"),
+        ({"every": 2, "first": 9}, "first=9: no block is left; the last is number 8"),
+        ({"stages": [5]}, "no stage 5"),
+        ({"every": 1.5}, "every=1.5 must be a whole number"),
+    ],
+)
+def test_refuses_choices(options: dict, message: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        attn.create_model("resnet18", {"conv": partial(AW, **options)})
 
 
 def test_only_in_the_conv_slot() -> None:
@@ -366,6 +420,11 @@ def test_fpn_levels() -> None:
     kinds = [type(entry.conv) for entry in fpn.lateral_convs]
     assert kinds == [nn.Conv2d, GatedAWConv2d, nn.Conv2d, AWConv2d]
     fpn(pyramid_maps())
+    fpn = MiniFPN()
+    add_attention(fpn, {"conv": partial(AW, reduction=2, every=2, first=2, r_c2=[2, "all"])})
+    layers = [entry.conv for entry in fpn.lateral_convs]
+    assert [type(layer) for layer in layers] == [nn.Conv2d, AWConv2d] * 2
+    assert [layer.map_shape[0] for layer in layers[1::2]] == [layers[1].out_channels // 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 import socket
@@ -276,6 +277,64 @@ def test_batch_size_does_not_matter_in_eval() -> None:
         torch.testing.assert_close(model(x)[:1], model(x[:1]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["equations", "fitted"])
+@pytest.mark.parametrize("scale", ["softmax", "softmax_times_n"])
+def test_softmax_over_the_test_batch(variant: str, scale: str) -> None:
+    """Every image times exp(s) over the sum, whatever number of images a batch has; `batch` plays no part."""
+    module = awake(BA2M(site(16), 4, variant=variant, scale=scale, inference="softmax", batch="global")).eval()
+    for images in (5, 2, 1):
+        x = torch.randn(images, 16, 6, 6, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            scores, y = module.scores(x).tolist(), module((x,), None)[0]
+        total = sum(math.exp(score) for score in scores)
+        for i, score in enumerate(scores):
+            weight = math.exp(score) / total * (images if scale == "softmax_times_n" else 1)
+            torch.testing.assert_close(y[i], weight * x[i], rtol=1e-4, atol=1e-5)
+        assert images == 1 or max(scores) - min(scores) > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["equations", "fitted"])
+def test_sar_of_a_test_image_is_its_own(variant: str) -> None:
+    module = awake(BA2M(site(16), 4, variant=variant, inference="sar")).eval()
+    x = torch.randn(4, 16, 6, 6)
+    with torch.no_grad():
+        together = module((x,), None)[0]
+        for i in range(4):
+            found = torch.broadcast_tensors(*(branch(x[i : i + 1]) for branch in module.branches.values()))
+            sar = sum(max(branch[0, c].item() for branch in found) for c in range(found[0].shape[1])) / found[0].shape[1]
+            torch.testing.assert_close(together[i], sar * x[i], rtol=1e-4, atol=1e-4)
+    module.train()
+    literal = BA2M(site(16), 4, variant=variant)
+    literal.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module((x,), None)[0], literal((x,), None)[0])  # training knows nothing of it
+
+
+def test_predictions_depend_on_neighbours_with_the_softmax_alone() -> None:
+    x = torch.randn(3, 3, 32, 32)
+    for inference, alone in (("off", True), ("sar", True), ("softmax", False)):
+        torch.manual_seed(0)
+        stage = partial(BA2M, inference=inference, zero_init=False)
+        model = attn.create_model("resnet18", {"stage": stage}, 5, zero_init_last=False).eval()
+        with torch.no_grad():
+            assert model(x).isfinite().all()
+            assert torch.allclose(model(x)[:1], model(x[:1]), rtol=1e-3, atol=1e-3) == alone, inference
+
+
+def test_the_papers_minimum_of_32_channels() -> None:
+    """Offered as min_width=32; with it CIFAR ResNet-50 (R = 32) does not have its printed 24.21 Mi."""
+    with torch.device("meta"):
+        sizes = {
+            least: size(
+                attn.create_model("cifar_resnet50", {"stage": partial(BA2M, variant="fitted", min_width=least)}, 100)
+            )
+            for least in (4, 8, 32)
+        }
+    assert round(sizes[4] / 2**20, 2) == round(sizes[8] / 2**20, 2) == 24.21
+    assert round(sizes[32] / 2**20, 2) != 24.21
+    module: dict = {least: BA2M(site(256), 32, min_width=least).branches["channel"][2].out_features for least in (4, 32)}
+    assert module == {4: 8, 32: 32}
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(8, 400), st.integers(1, 32), st.integers(2, 16), st.booleans())
 def test_inner_width(channels: int, reduction: int, min_width: int, divisor: bool) -> None:
@@ -299,6 +358,7 @@ def test_inner_width(channels: int, reduction: int, min_width: int, divisor: boo
         ({"reduction": 0}, "reduction=0"),
         ({"reduction": 5000}, "reduction=5000 exceeds the 512 channels"),
         ({"min_width": 0}, "min_width=0"),
+        ({"inference": "on"}, "inference='on'; choose from off, softmax, sar"),
         ({"global_stride": 0}, "global_stride=0"),
         ({"stages": [5]}, "no stage 5"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,6 +113,80 @@ def test_ba_v2_is_its_equation(widths, seed):
     weights = logistic(normalise(selected, module.norm).clamp(min=0) @ module.expand.weight.T)
     y, _ = module(feats, None)
     torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("q", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("cls", [BA, BAv2])
+def test_q_layers_before_are_bridged_across_blocks(cls, q):
+    """Eq. 10 by a list of all convolutions of the network: the sum from layer n - q to layer n."""
+    blocks = [(6, 8, 16), (16, 8, 8, 32), (32, 12, 32), (32, 16, 16, 64)]
+    sites = [site(widths, block=i, depth=i) for i, widths in enumerate(blocks)]
+    modules = [randomised(m, i) for i, m in enumerate(cls.place(sites, q=q, reduction=4))]
+    layers, state = [], None
+    for seed, (module, widths) in enumerate(zip(modules, blocks, strict=True)):
+        feats = features(widths, seed)
+        layers += feats[1:]
+        n = len(layers) - 1
+        bridged = layers[max(0, n - q) : n + 1]
+        assert len(module.bridges) == len(bridged)
+        total = module.select.bias if cls is BAv2 else 0
+        for i, f in enumerate(bridged):
+            z = f.flatten(2).mean(2)
+            if cls is BAv2:
+                total = total + module.select.weight[0, i] * (z @ module.bridges[i].weight.T)
+            else:
+                total = total + normalise(z @ module.bridges[i][0].weight.T, module.bridges[i][1])
+        hidden = (normalise(total, module.norm) if cls is BAv2 else total).clamp(min=0)
+        weights = logistic(hidden @ module.expand.weight.T)
+        y, state = module(feats, state)
+        torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["ba", "ba_v2", "ba_fca"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "resnet18",
+        "densenet121",
+        "efficientnet_b0",
+        "mobilenetv3_small_100",
+        "regnety_002",
+        "convnext_atto",
+        "shufflenet_v2_x0_5",
+        "pvt_v2_b0",
+        "cifar_preresnet110",
+        "cifar_efficientnet_b0",
+    ],
+)
+def test_q_for_every_family(backbone, attention):
+    """Every block reaches over the block before, every bridge learns, and one block's own layers are what q of its own gives."""
+    mapping = groups.load("attention", attention)
+    mapping["block"] |= {"q": 5, "reduction": 2}
+    torch.manual_seed(0)
+    options = {"growth_rate": 16, "block_config": (2, 2, 2, 2)} if backbone == "densenet121" else {}
+    model = attn.create_model(backbone, mapping, 10, **options)
+    modules = [m for m in model.modules() if isinstance(m, BA | BAv2)]
+    counts = [len(m.bridges) for m in modules]
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
+    for m in model.modules():
+        if hasattr(m, "zero_init_last") and callable(m.zero_init_last):
+            for name in ("bn2", "bn3"):
+                if getattr(m, name, None) is not None:
+                    torch.nn.init.ones_(getattr(m, name).weight)
+    model(torch.randn(3, 3, 64, 64)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_q_of_the_blocks_own_convolutions_is_plain_bridge_attention():
+    torch.manual_seed(0)
+    for q, same in ((2, True), (1, False)):
+        plain, other = (attn.create_model("resnet50", {"block": partial(BA, q=reach)}, 10).eval() for reach in (None, q))
+        assert ([*plain.state_dict()] == [*other.state_dict()]) == same
+        if same:
+            other.load_state_dict(plain.state_dict())
+            x = torch.randn(2, 3, 64, 64)
+            assert torch.equal(plain(x), other(x))
 
 
 def test_ba_fca_pools_by_frequency():
@@ -239,6 +314,7 @@ def test_stages_and_unused_layers():
         (lambda: BA.place([site((8, 8))]), "needs at least two convolutions to bridge"),
         (lambda: BAv2.place([site((8, 8))]), "needs at least two convolutions to bridge"),
         (lambda: BA.place([site()], stages=[3]), "no stage 3"),
+        (lambda: BA.place([site()], q=0), "q=0 must be 1 or more convolutions before the last"),
         (lambda: BA(site(), reduction=64), "reduction=64 must lie between 1 and the 32 channels"),
         (lambda: BA(site(), reduction_of="output"), "reduction_of='output'; choose from refined, input"),
         (lambda: BA(site(), act="rely"), "act='rely' is no activation"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from attn.config import groups
 from attn.models import flops
 from attn.modules.ba import BA
 from attn.modules.cbam import CBAM
-from attn.modules.dca import DCA, Connection
+from attn.modules.dca import DCA, Connection, Printed
 from attn.modules.dca_cbam import DCACBAM
 from attn.modules.dca_gc import DCAGC
 from attn.modules.dca_sk import DCASK
@@ -256,6 +257,95 @@ def test_connection_starts_as_the_networks_convolutions_do():
     assert abs(start.std() - 2**0.5) < 0.05
 
 
+# ---- as printed ----
+
+PLAIN: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "SE": (DCA, site, {"base": partial(SE, reduction=4)}),
+    "GE": (DCA, site, {"base": GEThetaMinus}),
+    "SK": (DCASK, conv_site, {"base": partial(SK, reduction=4, min_width=1)}),
+    "GC": (DCAGC, site, {"base": partial(GC, reduction=4, zero_init=False)}),
+    "CBAM": (DCACBAM, site, {"base": partial(CBAM, reduction=4)}),
+}
+
+
+@pytest.mark.parametrize("schema", ["direct", "weighted"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_printed_form_starts_as_the_plain_attention_exactly(name, schema):
+    cls, make_site, options = PLAIN[name]
+    previous = (None, *WIDTHS[:-1])
+    modules: Any = [
+        cls(make_site(w, p), **options, reduction=4, form="equations", connection=schema)
+        for w, p in zip(WIDTHS, previous, strict=True)
+    ]
+    expected = [m.base.refine(x) for m, x in zip(modules, maps(), strict=True)]
+    for ours, theirs in zip(run(modules, maps()), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    joins = [j for m in modules for j in m.modules() if isinstance(j, Printed)]
+    assert len(joins) == 3 * {"SK": 2, "CBAM": 2}.get(name, 1)
+    assert all(type(j) is Printed and j.alpha_beta.tolist() == [1, 0] for j in joins)
+
+
+@pytest.mark.parametrize("schema", ["direct", "softmax", "weighted"])
+def test_the_printed_formulas_element_by_element(schema):
+    connect = Printed(schema)
+    own, previous = maps((8, 8))
+    connect(own, previous).square().sum().backward()
+    assert connect.alpha_beta.grad.abs().min() > 0, "alpha and beta learn from 1 and 0"
+    alpha, beta = 1.5, -0.5
+    connect.alpha_beta.data = torch.tensor([alpha, beta])
+    own, previous = maps((8,))[0].flatten(1)[:, :40].double(), maps((8,))[0].flatten(1)[:, 40:80].double()
+    result = connect.double()(own, previous)
+    for n in range(own.shape[0]):
+        for i in range(own.shape[1]):
+            g, t = alpha * own[n, i].item(), beta * previous[n, i].item()
+            if schema == "direct":
+                value = g + t
+            elif schema == "weighted":
+                value = g**2 / (g + t) + t**2 / (g + t)
+                if abs(g + t) < 0.2:
+                    continue  # at the pole there is nothing to compare with
+            else:
+                value = (math.exp(g) * g + math.exp(t) * t) / (math.exp(g) + math.exp(t))
+            assert result[n, i].item() == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_in_the_printed_form_descriptors_are_joined_and_nothing_follows(name):
+    """alpha and beta set: every site's result is that of the plain attention for the join of its descriptors."""
+    cls, make_site, options = PLAIN[name]
+    first, second = (cls(make_site(8, p), **options, reduction=4, form="equations") for p in (None, 8))
+    for join in [j for j in second.modules() if isinstance(j, Printed)]:
+        join.alpha_beta.data = torch.tensor([0.5, 2.0])
+    x, y = maps((8, 8))
+    _, state = first.eval()((x, x), None)
+    ours, _ = second.eval()((y, y), state)
+    base: Any = second.base
+    if name == "GC":
+        expected = base.add(y, base.transform(0.5 * base.context(y) + 2 * state))
+    elif name == "SK":
+        branches = base.split(y)
+        expected = base.select(branches, base.excite((0.5 * base.squeeze(branches) + 2 * state).sum(1)))
+    elif name == "CBAM":
+        own, before = base.channel.squeeze(y), base.channel.squeeze(state[0])
+        z = y * base.channel.excite([0.5 * a + 2 * b for a, b in zip(own, before, strict=True)])[:, :, None, None]
+        expected = z * base.spatial.excite(0.5 * base.spatial.squeeze(z) + 2 * base.spatial.squeeze(state[1]))
+    else:
+        expected = y * base.excite(0.5 * y.mean((2, 3)) + 2 * state)[:, :, None, None]
+    assert_equal([ours], [expected])
+
+
+@pytest.mark.parametrize("name", ["dca_se", "dca_ge", "dca_sk", "dca_gc", "dca_cbam"])
+def test_the_printed_form_is_a_setting_of_every_config(name):
+    slot = "conv" if name == "dca_sk" else "block"
+    mapping = groups.load("attention", name)
+    released = attn.create_model("resnet18", mapping)
+    mapping[slot]["form"] = "equations"
+    printed = attn.create_model("resnet18", mapping)
+    assert not any(isinstance(m, Connection) for m in printed.modules())
+    assert any(isinstance(m, Printed) for m in printed.modules())
+    assert sum(p.numel() for p in printed.parameters()) != sum(p.numel() for p in released.parameters())
+
+
 # ---- the chains ----
 
 
@@ -413,6 +503,9 @@ CHAINS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "dca_sk": (DCASK, conv_site, {"base": partial(SK, reduction=4), "reduction": 4}),
     "dca_gc": (DCAGC, site, {"base": partial(GC, reduction=4), "reduction": 4}),
     "dca_cbam": (DCACBAM, site, {"base": partial(CBAM, reduction=4), "reduction": 4}),
+    "dca_se, printed": (DCA, site, {"base": partial(SE, reduction=4), "reduction": 4, "form": "equations"}),
+    "dca_gc, printed": (DCAGC, site, {"base": partial(GC, reduction=4), "reduction": 4, "form": "equations"}),
+    "dca_cbam, printed": (DCACBAM, site, {"base": partial(CBAM, reduction=4), "reduction": 4, "form": "equations"}),
     "dca_cbam, pooled first": (DCACBAM, site, {"base": partial(CBAM, reduction=4), "match_on": "pooled"}),
 }
 
@@ -606,6 +699,8 @@ BAD: list[tuple[Any, str]] = [
     (lambda: GETheta(site(), input_size=0), "input_size=0"),
     (lambda: GEThetaPlus(site(), reduction=9), "GE: reduction=9"),
     (lambda: Connection(8, "sum"), "connection='sum'; choose from direct"),
+    (lambda: DCA(site(), GEThetaMinus, reduction=4, form="printed"), "form='printed'; choose from released"),
+    (lambda: DCAGC(site(), partial(GC, reduction=4), reduction=4, connection="softmax"), "'softmax' of GC.*form=equations"),
     (lambda: DCA(site(), GEThetaMinus, matching="3fc"), "matching='3fc'; choose from 1fc, 2fc"),
     (lambda: DCA(site(), GEThetaMinus, reduction=99), "DCA size matching: reduction=99"),
     (lambda: DCA(site(), partial(CBAM, reduction=4)), "not CBAM; dca_cbam"),

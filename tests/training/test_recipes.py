@@ -18,6 +18,8 @@ RECIPES = {
     "ba_v2": 300,
     "dcanet_resnet": 100,
     "dcanet_mobile": 150,
+    "dcanet_resnet_paper": 100,
+    "dcanet_mobile_paper": 150,
     "ba2m_cifar100": 300,
     "ba2m_imagenet": 100,
     "aw": 100,
@@ -39,7 +41,16 @@ def test_every_recipe_is_a_choice_and_has_its_length(name: str) -> None:
     found = schedule(name)
     assert found.name == name
     assert total_steps(found, PER_EPOCH) == RECIPES[name] * PER_EPOCH
-    assert (found.momentum, found.nesterov) == (0.9, False)
+    # DCANet's text alone says Nesterov.
+    assert (found.momentum, found.nesterov) == (0.9, name in ("dcanet_resnet_paper", "dcanet_mobile_paper"))
+
+
+@pytest.mark.parametrize("name", ["dcanet_resnet", "dcanet_mobile"])
+def test_dcanet_by_its_text(name: str) -> None:
+    code, text = schedule(name), schedule(f"{name}_paper")
+    assert (text.nesterov, text.weight_decay, text.no_decay, text.amp, text.warmup_epochs) == (True, 1e-4, [], None, 0)
+    assert (text.epochs, text.batch_size, text.lr, text.curve) == (code.epochs, code.batch_size, code.lr, code.curve)
+    assert lr(f"{name}_paper", 0) == pytest.approx(0.1)
 
 
 def test_ba_net_warms_up_for_five_epochs_then_follows_a_cosine_over_95() -> None:

@@ -162,6 +162,34 @@ def test_evaluation_counts_every_image_once_on_two_ranks(finished: Path, tmp_pat
     assert two["loss"] == pytest.approx(one["loss"], rel=2e-3)  # bf16: other batches, other rounding
 
 
+def test_ba2m_is_tested_by_the_softmax_over_the_test_batch(tmp_path: Path, in_process) -> None:
+    """Each batch size and each way has its own scores and its own file; off is the identity for all of them."""
+    folder = tmp_path / "run"
+    settings = ["attention=ba2m", "attention.stage.zero_init=false", "data.samples=128", f"run_dir={folder}"]
+    result = in_process(["train.py", *TINY, *settings])
+    assert result.returncode == 0, result.stderr
+    losses = {}
+    for inference, batch_size in (("off", 7), ("off", 100), ("softmax", 1), ("softmax", 7), ("softmax", 100), ("sar", 7)):
+        chosen = [f"inference={inference}", f"batch_size={batch_size}"]
+        result = in_process(["eval.py", f"checkpoint={folder / 'last.pt'}", *chosen])
+        assert result.returncode == 0, result.stderr
+        scores = json.loads((folder / f"eval-last-{inference}-{batch_size}.json").read_text())
+        assert (scores["inference"], scores["batch_size"], scores["images"]) == (inference, batch_size, 355)
+        losses[inference, batch_size] = scores["loss"]
+    off = losses.pop(("off", 7))
+    assert losses.pop(("off", 100)) == pytest.approx(off, rel=2e-3)
+    assert losses.pop(("softmax", 1)) == pytest.approx(off, rel=2e-3)  # a softmax of one is 1
+    assert len({round(loss, 3) for loss in (off, *losses.values())}) == 4, losses
+
+
+def test_an_attention_without_it_has_no_inference_to_set(finished: Path, in_process) -> None:
+    result = in_process(["eval.py", f"checkpoint={finished / 'best.pt'}", "inference=softmax"])
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "inference=softmax: attention=" in result.stderr
+    assert "ba2m" in result.stderr
+
+
 def test_an_attention_from_outside_the_package(tmp_path: Path) -> None:
     """One file and one yaml of the user's own: it is chosen, trained for an epoch, saved and loaded."""
     (tmp_path / "mine.py").write_text(
@@ -175,7 +203,7 @@ def test_an_attention_from_outside_the_package(tmp_path: Path) -> None:
         "        return self.fc(z).sigmoid()\n"
     )
     (tmp_path / "attention").mkdir()
-    (tmp_path / "attention" / "mine.yaml").write_text("block: {_target_: mine.Mine, _partial_: true, bias: true}\n")
+    (tmp_path / "attention" / "mine.yaml").write_text("block: {_target_: mine.Mine, bias: true}\n")
     extras = [f"hydra.searchpath=[file://{tmp_path}]", "attention=mine", "attention.block.bias=false"]
     folder = tmp_path / "run"
     result = call(["train.py", *TINY, *extras, f"run_dir={folder}"], env={"PYTHONPATH": str(tmp_path)})
