@@ -1,19 +1,23 @@
-# Two commands do everything on a machine with python3 (3.10 to 3.12) and make:
+# Three commands do everything on a machine with python3 (3.10 to 3.12) and make:
 #   make quickstart   sets up, trains BA-ResNet-50 on real handwritten digits, evaluates it
 #   make test         sets up, runs the linter, the type checker and the tests
-# Both set up .venv only when pyproject.toml or constraints.txt have changed.
+#   make quick        the tests that take seconds, without MMDetection's set-up
+# They set up .venv only when pyproject.toml or constraints.txt have changed.
 #   make .venv/.compiled   also compiles mmcv's operators (a C++ compiler; 6 to 12 minutes on 2 cores), which no config here needs
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test quick lint format clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.core
 	$(BIN)/python train.py attention=ba backbone=resnet50 data=digits schedule=quick channels_last=true
 	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits/seed0/best.pt
+
+quick: .venv/.core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -22,6 +26,7 @@ lint: .venv/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: .venv/.core
 	$(BIN)/ruff check --fix .

@@ -3,19 +3,7 @@
 The model and the data are those of the checkpoint's own config; `data=...` and `data.KEY=...` override the latter.
 """
 
-import hydra
-from omegaconf import DictConfig
-
-from attn.config import command_line
-
-
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
-def main(composed: DictConfig) -> None:
-    with command_line.one_line_errors():
-        from attn.evaluation import job  # torch and timm take seconds to import; --help and --cfg do without them
-
-        job.run(job.Request.parse(composed))
-
+from attn.eval import main
 
 if __name__ == "__main__":
-    command_line.run(main, "eval")
+    main()

@@ -1,4 +1,4 @@
-"""Running the scripts of the repository."""
+"""Running the scripts of the repository, and composing their configs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,38 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
+
+from attn.config import parse
+from attn.config.groups import config_dir
+from attn.config.schema import Config
+
 ROOT = Path(__file__).resolve().parent.parent
-# A whole run in seconds: the smallest residual network of timm on real digits.
-TINY = ["data=digits", "schedule=quick", "data.image_size=32", "data.test_resize=32", "schedule.batch_size=64"]
-TINY += ["backbone=resnet18", "backbone.name=resnet10t", "schedule.epochs=1", "logger=none"]
+# The smallest residual network of timm.
+SMALL = ["backbone=resnet18", "backbone.name=resnet10t", "data.image_size=32", "data.test_resize=32", "logger=none"]
+# A whole run in seconds, on real digits.
+TINY = ["data=digits", "schedule=quick", *SMALL, "schedule.batch_size=64", "schedule.epochs=1"]
 
 Command = Callable[..., subprocess.CompletedProcess]
 
 
+def patience(seconds: float) -> float:
+    """How long a test waits before it gives up: `seconds` on a quiet machine, times ATTN_TEST_TIMEOUT_SCALE on a busy one."""
+    return seconds * float(os.environ.get("ATTN_TEST_TIMEOUT_SCALE", "1"))
+
+
+def composed(*overrides: str) -> Config:
+    """The config of `train.py OVERRIDES`, parsed. Where Hydra would name the attention, the overrides have to, or it is `test`."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return parse.parse(compose("train", ["attention_name=test", *overrides]))
+
+
 def call(
-    arguments: list[str], ranks: int = 1, timeout: float = 300, env: dict[str, str] | None = None
+    arguments: list[str],
+    ranks: int = 1,
+    timeout: float = 300,
+    env: dict[str, str] | None = None,
+    cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess:
     """Runs a script of the repository with the current interpreter, under torchrun if `ranks` is more than 1."""
     launcher = [sys.executable]
@@ -25,5 +47,11 @@ def call(
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(env or {})}
     return subprocess.run(
-        [*launcher, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        [*launcher, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=patience(timeout),
+        env=environment,
+        check=False,
     )

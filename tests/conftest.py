@@ -1,10 +1,14 @@
-"""Fixtures that run the command lines."""
+"""Fixtures that run the command lines, and a temporary folder that is removed."""
 
 from __future__ import annotations
 
+import os
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,23 @@ from hypothesis import settings
 
 settings.register_profile("attn", deadline=None)  # the machine may be busy
 settings.load_profile("attn")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A `TMPDIR` for what torchrun, wandb, multiprocessing and killed runs leave behind; removed at the end.
+
+    It is not in `tmp_path`, whose long name would leave no room for the 108 characters of a socket's path.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="attn-"))
+    cache = getattr(request.config, "cache", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)  # what was found before
+        if cache is not None:
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(cache.mkdir("inductor"))))
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from timm.models import efficientnet as timm_efficientnet
 
-from attn.backbones import mobile
+from attn.backbones import mobile_blocks, mobile_places
 from attn.backbones.family import Family
+from attn.backbones.mobile import MobileNetwork
 from attn.backbones.network import Step, stateless
 
 
-class EfficientNet(mobile.MobileNetwork, timm_efficientnet.EfficientNet):
+class EfficientNet(MobileNetwork, timm_efficientnet.EfficientNet):
     """timm's network; its stages pass (map, state)."""
 
     def steps(self) -> list[Step]:
@@ -18,8 +19,8 @@ class EfficientNet(mobile.MobileNetwork, timm_efficientnet.EfficientNet):
 
 FAMILY = Family(
     network=timm_efficientnet.EfficientNet,
-    classes={**mobile.BLOCKS, timm_efficientnet.EfficientNet: EfficientNet},
-    places=mobile.places,
-    block_positions=mobile.POSITIONS,
-    conv_kinds=mobile.CONVS,
+    classes={**mobile_blocks.BLOCKS, timm_efficientnet.EfficientNet: EfficientNet},
+    places=mobile_places.places,
+    block_positions=mobile_places.POSITIONS,
+    conv_kinds=mobile_places.CONVS,
 )

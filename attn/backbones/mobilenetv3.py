@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from timm.models import mobilenetv3 as timm_mobilenetv3
 
-from attn.backbones import mobile
+from attn.backbones import mobile_blocks, mobile_places
 from attn.backbones.family import Family
+from attn.backbones.mobile import MobileNetwork
 
 
-class MobileNetV3(mobile.MobileNetwork, timm_mobilenetv3.MobileNetV3):
+class MobileNetV3(MobileNetwork, timm_mobilenetv3.MobileNetV3):
     """timm's network; its stages pass (map, state)."""
 
 
 FAMILY = Family(
     network=timm_mobilenetv3.MobileNetV3,
-    classes={**mobile.BLOCKS, timm_mobilenetv3.MobileNetV3: MobileNetV3},
-    places=mobile.places,
-    block_positions=mobile.POSITIONS,
-    conv_kinds=mobile.CONVS,
+    classes={**mobile_blocks.BLOCKS, timm_mobilenetv3.MobileNetV3: MobileNetV3},
+    places=mobile_places.places,
+    block_positions=mobile_places.POSITIONS,
+    conv_kinds=mobile_places.CONVS,
 )

@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from commands import composed
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -17,12 +17,6 @@ from omegaconf import OmegaConf
 from attn.config import groups, parse, schema
 from attn.config.schema import Config, Data, Schedule
 from attn.errors import UserError
-
-
-def composed(*overrides: str) -> Config:
-    with initialize_config_dir(str(groups.config_dir()), version_base="1.3"):
-        node = compose("train", overrides=["attention_name=test", *overrides])
-    return parse.parse(node)
 
 
 def test_the_defaults_are_those_of_the_field() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import detection_fixtures
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, call
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from pycocotools import mask as coco_masks
@@ -23,17 +23,10 @@ from detection import cli, test, train
 from detection.runner import AttentionRunner, BadData
 
 pytest_plugins = [detection_fixtures.__name__]
-ROOT = detection_fixtures.ROOT
 
 
 def run(*arguments: str, ranks: int = 1, cwd: Path = ROOT, timeout: float = 600) -> subprocess.CompletedProcess:
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
-    return subprocess.run(
-        [*launcher, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout, env=environment
-    )
+    return call(list(arguments), ranks, timeout, {"PYTHONPATH": str(ROOT)}, cwd)
 
 
 @pytest.fixture

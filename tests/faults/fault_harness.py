@@ -17,10 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from commands import SMALL, composed, patience
 
-from attn.config import command_line, parse
-from attn.config.groups import config_dir
+from attn.config import command_line
 from attn.config.schema import Config
 from attn.runs import directory
 
@@ -28,10 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 Fault = Callable[[], None]
 
 # Eight images a step, three steps an epoch; a net of a few thousand weights with BatchNorm.
-TINY = ["data=fake", "data.num_classes=8", "data.samples=24", "data.image_size=32", "data.test_resize=32", "data.workers=0"]
-TINY += ["schedule.batch_size=8", "schedule.epochs=2", "schedule.lr=0.05", "logger=none", "log_every=1", "device=cpu"]
-TINY += ["backbone=resnet18", "backbone.name=resnet10t", "+backbone.channels=[8,12,16,24]", "+backbone.stem_width=8"]
-TINY += ["attention=eca"]
+TINY = [*SMALL, "data=fake", "data.num_classes=8", "data.samples=24", "data.workers=0", "attention=eca"]
+TINY += ["schedule.batch_size=8", "schedule.epochs=2", "schedule.lr=0.05", "log_every=1", "device=cpu"]
+TINY += ["+backbone.channels=[8,12,16,24]", "+backbone.stem_width=8"]
 # Everything that draws random numbers or keeps something between two steps.
 RICH = [*TINY, "attention=ba", "attention.block.reduction=4", "+backbone.drop_path_rate=0.2", "+backbone.drop_rate=0.2"]
 RICH += ["schedule.mixup=0.4", "schedule.cutmix=1.0", "schedule.ema_decay=0.9", "schedule.amp=bf16", "schedule.accumulate=2"]
@@ -41,9 +39,8 @@ PER_EPOCH, STEPS = 3, 6
 
 
 def compose_config(overrides: Sequence[str], run_dir: Path) -> Config:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        chosen = [o for o in overrides if o.startswith("attention=")][-1].partition("=")[2]
-        return parse.parse(compose("train", [*overrides, f"run_dir={run_dir}", f"attention_name={chosen}"]))
+    chosen = [o for o in overrides if o.startswith("attention=")][-1].partition("=")[2]
+    return composed(*overrides, f"run_dir={run_dir}", f"attention_name={chosen}")
 
 
 def free_port() -> int:
@@ -95,7 +92,6 @@ class Run:
         cfg = compose_config([*base, *overrides], run_dir)
         context, port, self.run_dir = _context(), free_port(), run_dir
         outputs = Path(tempfile.mkdtemp(prefix="fault-"))
-        outputs.chmod(0o755)
         self.outputs = [outputs / f"rank{rank}.txt" for rank in range(ranks)]
         self.processes: list[BaseProcess] = []
         for rank in range(ranks):
@@ -107,11 +103,11 @@ class Run:
 
     def wait(self, timeout: float = 120) -> list[int]:
         """The exit codes, negative for a signal; no process of the run is left behind."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + patience(timeout)
         try:
             for process in self.processes:
                 process.join(max(0, end - time.monotonic()))
-                assert process.exitcode is not None, f"still running after {timeout} s:\n{self.text}"
+                assert process.exitcode is not None, f"still running after {patience(timeout):g} s:\n{self.text}"
         finally:
             self.kill()
         return [int(process.exitcode or 0) for process in self.processes]
@@ -128,9 +124,9 @@ class Run:
 
     def wait_for(self, text: str, timeout: float = 120) -> None:
         """Until the output has a text in it."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + patience(timeout)
         while text not in self.text:
-            assert time.monotonic() < end, f"no {text!r} after {timeout} s:\n{self.text}"
+            assert time.monotonic() < end, f"no {text!r} after {patience(timeout):g} s:\n{self.text}"
             time.sleep(0.01)
 
     @property
@@ -139,7 +135,7 @@ class Run:
 
     def leftovers(self, timeout: float = 20) -> list[int]:
         """Processes of the ranks' sessions that still live after a while."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + patience(timeout)
         sessions = {process.pid for process in self.processes}
         while (left := [pid for pid in _living() if _session(pid) in sessions]) and time.monotonic() < end:
             time.sleep(0.1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import patience
 from fault_harness import ROOT, TINY, Run, finished
 from PIL import Image
 
@@ -215,7 +216,7 @@ def test_a_wrong_folder_fails_before_the_model_is_built(tmp_path: Path, root: Pa
 
 def check_data(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "scripts/check_data.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(120), check=False)
 
 
 def test_check_data_finds_them_beforehand(root: Path) -> None:

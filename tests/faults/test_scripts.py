@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import patience
 from fault_harness import ROOT, TINY, compose_config, finished
 
 import attn
@@ -17,7 +18,7 @@ from attn.runs import directory, metrics
 
 def script(name: str, *arguments: object, timeout: float = 550) -> subprocess.CompletedProcess:
     command = [sys.executable, f"scripts/{name}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(timeout), check=False)
 
 
 def recorded(folder: Path, top1: list[float], *overrides: str, done: bool = True) -> Path:

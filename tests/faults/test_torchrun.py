@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import patience
 from fault_harness import RICH, ROOT, STEPS, TINY
 
 from attn.runs import checkpoint, directory
@@ -19,7 +20,7 @@ from attn.runs.fingerprint import fingerprint
 
 Reference = Callable[[int], str]
 HERE = Path(__file__).parent
-SLOW_IMPORTS = 240  # seconds; the machine may be busy
+SLOW_IMPORTS = 240  # seconds
 
 
 class Launched:
@@ -38,7 +39,7 @@ class Launched:
         return self.output.read_text()
 
     def wait_for(self, text: str) -> None:
-        end = time.monotonic() + SLOW_IMPORTS
+        end = time.monotonic() + patience(SLOW_IMPORTS)
         while text not in self.text:
             assert time.monotonic() < end, self.text
             assert self.process.poll() is None, self.text
@@ -46,7 +47,7 @@ class Launched:
 
     def wait(self, timeout: float = SLOW_IMPORTS) -> int:
         try:
-            return self.process.wait(timeout)
+            return self.process.wait(patience(timeout))
         finally:
             if self.process.poll() is None:
                 self.process.kill()
@@ -66,7 +67,7 @@ def ranks_of(run_dir: Path) -> Iterator[int]:
 
 
 def nobody_is_left(run_dir: Path, timeout: float = 60) -> bool:
-    end = time.monotonic() + timeout
+    end = time.monotonic() + patience(timeout)
     while any(ranks_of(run_dir)) and time.monotonic() < end:
         time.sleep(0.2)
     return not any(ranks_of(run_dir))

@@ -6,31 +6,12 @@ import copy
 
 import pytest
 import torch
+from networks import PAIRS, build, fitting
 from timm.layers import convert_sync_batchnorm
-from torch import nn
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 import attn
-
-TINY = {"layers": (1, 1, 1, 1), "channels": [16, 32, 48, 64], "stem_width": 16}
-SIZES = {"resnet18": TINY, "resnet50": TINY}
-# One of every norm kind: BatchNorm after basic blocks and bottlenecks, BatchNorm with a fused activation.
-NORMS = ["resnet18", "resnet50", "mobilenetv3_small_050"]
-# Their groups and reductions need more channels than these networks have, or a dense convolution.
-UNFIT = {"resnet18": {"dia", "sge"}, "mobilenetv3_small_050": {"aa", "bam", "bam_ba2m", "dia", "ea", "sasa", "sge"}}
-PAIRS = [(net, attention) for net in NORMS for attention in attn.list_attentions() if attention not in UNFIT.get(net, ())]
-
-
-def build(backbone: str, attention: str) -> nn.Module:
-    """A small network whose running statistics are no longer those of a fresh one."""
-    torch.manual_seed(0)
-    model = attn.create_model(backbone, attention, 8, **SIZES.get(backbone, {}))
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model
 
 
 @pytest.mark.parametrize(("backbone", "attention"), PAIRS)
@@ -64,10 +45,6 @@ def test_checkpointing_with_every_family(backbone: str) -> None:
 @pytest.mark.parametrize("attention", attn.list_attentions())
 def test_channels_last_with_every_attention(attention: str) -> None:
     same_step(fitting(attention), attention, exact=False, channels_last=True)
-
-
-def fitting(attention: str) -> str:
-    return next(net for net in NORMS if (net, attention) in PAIRS)
 
 
 def same_step(backbone: str, attention: str, exact: bool, checkpointing: bool = False, channels_last: bool = False) -> None:

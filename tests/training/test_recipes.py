@@ -4,10 +4,9 @@ import math
 from functools import cache
 
 import pytest
-from hydra import compose, initialize_config_dir
+from commands import composed
 
-from attn.config.groups import config_dir, names
-from attn.config.parse import parse
+from attn.config.groups import names
 from attn.config.schema import Schedule
 from attn.training.optim import learning_rate, total_steps
 
@@ -29,8 +28,7 @@ RECIPES = {
 
 @cache
 def schedule(name: str) -> Schedule:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return parse(compose("train", overrides=[f"schedule={name}", "run_dir=runs/test", "attention_name=none"])).schedule
+    return composed(f"schedule={name}", "run_dir=runs/test", "attention_name=none").schedule
 
 
 def lr(name: str, epoch: float) -> float:

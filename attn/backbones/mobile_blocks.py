@@ -1,0 +1,250 @@
+"""The blocks that timm's EfficientNet and MobileNetV3 classes share: timm's, with only the forwards overridden.
+
+A forward maps ([N, C, H, W], state) to the same of the block's output: [N, C', H / stride, W / stride] and the state for the next
+block. Before it hands a map to an attention, it collects the outputs of its convolutions in `feats`, the block's input first.
+Where an attention may stand in a block is in `mobile_places`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models import _efficientnet_blocks as timm_blocks
+from torch import Tensor, nn
+
+from attn.attention import State, attend
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution of a block, with its norm.
+
+    Attributes:
+        owner: the module that calls it.
+        name: its attribute there.
+        norm: the attribute, there, of the norm after it (with timm's fused activation, if any).
+        aa: what follows, where timm moves the stride out of the convolution (anti-aliasing).
+    """
+
+    owner: Any
+    name: str
+    norm: str
+    aa: nn.Module | None = None
+
+    @property
+    def module(self) -> Any:
+        return getattr(self.owner, self.name)
+
+    @property
+    def stride(self) -> int:
+        return stride_of(self.module)
+
+    @property
+    def pointwise(self) -> bool:
+        return all(part.kernel_size in (1, (1, 1)) for part in self.module.modules() if hasattr(part, "kernel_size"))
+
+    @property
+    def activated(self) -> bool:
+        """Whether an activation that can be taken apart from the norm follows."""
+        act = getattr(getattr(self.owner, self.norm), "act", None)
+        return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
+
+
+class DepthwiseSeparableConv(timm_blocks.DepthwiseSeparableConv):
+    """timm's block with the slots `conv_dw`, `conv_pw` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, (conv_state, block_state) = inputs
+        feats, y = space_to_depth(self, x)
+
+        y, conv_state = attend(self.conv_dw, (y,), conv_state)
+        y, block_state = apply_preact(self, (*feats, self.bn1(y)), block_state)
+        feats = (*feats, antialias(self, y))
+        y, block_state = attend(self.se, feats, block_state)
+
+        y, conv_state = attend(self.conv_pw, (y,), conv_state)
+        y, block_state = apply_end(self, (*feats, self.bn2(y)), block_state)
+        if self.has_skip:
+            y = self.drop_path(y) + x
+        return y, (conv_state, block_state)
+
+    def convs(self) -> tuple[list[Conv], list[Conv]]:
+        gated = [Conv(self, "conv_s2d", "bn_s2d")] if self.conv_s2d is not None else []
+        return [*gated, Conv(self, "conv_dw", "bn1", self.aa)], [Conv(self, "conv_pw", "bn2")]
+
+
+class InvertedResidual(timm_blocks.InvertedResidual):
+    """timm's block with the slots `conv_pw`, `conv_dw`, `conv_pwl` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, (conv_state, block_state) = inputs
+        feats, y = space_to_depth(self, x)
+
+        y, conv_state = attend(self.conv_pw, (y,), conv_state)
+        y = self.bn1(y)
+        feats = (*feats, y)
+        y, conv_state = attend(self.conv_dw, (y,), conv_state)
+        y, block_state = apply_preact(self, (*feats, self.bn2(y)), block_state)
+        feats = (*feats, antialias(self, y))
+        y, block_state = attend(self.se, feats, block_state)
+
+        y, conv_state = attend(self.conv_pwl, (y,), conv_state)
+        y, block_state = apply_end(self, (*feats, self.bn3(y)), block_state)
+        if self.has_skip:
+            y = self.drop_path(y) + x
+        return y, (conv_state, block_state)
+
+    def convs(self) -> tuple[list[Conv], list[Conv]]:
+        gated = [Conv(self, "conv_s2d", "bn_s2d")] if self.conv_s2d is not None else []
+        gated += [Conv(self, "conv_pw", "bn1"), Conv(self, "conv_dw", "bn2", self.aa)]
+        return gated, [Conv(self, "conv_pwl", "bn3")]
+
+
+class CondConvResidual(timm_blocks.CondConvResidual):
+    """timm's block, whose convolutions depend on the sample, with the slots `attn_pre`, `se`, `attn_end` (block)."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, (conv_state, block_state) = inputs
+        routing = torch.sigmoid(self.routing_fn(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+
+        f1 = self.bn1(self.conv_pw(x, routing))
+        f2, block_state = apply_preact(self, (x, f1, self.bn2(self.conv_dw(f1, routing))), block_state)
+        y, block_state = attend(self.se, (x, f1, f2), block_state)
+
+        y = self.bn3(self.conv_pwl(y, routing))
+        y, block_state = apply_end(self, (x, f1, f2, y), block_state)
+        if self.has_skip:
+            y = self.drop_path(y) + x
+        return y, (conv_state, block_state)
+
+    def convs(self) -> tuple[list[Conv], list[Conv]]:
+        return [Conv(self, "conv_pw", "bn1"), Conv(self, "conv_dw", "bn2")], [Conv(self, "conv_pwl", "bn3")]
+
+
+class EdgeResidual(timm_blocks.EdgeResidual):
+    """timm's block (fused MBConv) with the slots `conv_exp`, `conv_pwl` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, (conv_state, block_state) = inputs
+
+        y, conv_state = attend(self.conv_exp, (x,), conv_state)
+        y, block_state = apply_preact(self, (x, self.bn1(y)), block_state)
+        f1 = antialias(self, y)
+        y, block_state = attend(self.se, (x, f1), block_state)
+
+        y, conv_state = attend(self.conv_pwl, (y,), conv_state)
+        y, block_state = apply_end(self, (x, f1, self.bn2(y)), block_state)
+        if self.has_skip:
+            y = self.drop_path(y) + x
+        return y, (conv_state, block_state)
+
+    def convs(self) -> tuple[list[Conv], list[Conv]]:
+        return [Conv(self, "conv_exp", "bn1", self.aa)], [Conv(self, "conv_pwl", "bn2")]
+
+
+class UniversalInvertedResidual(timm_blocks.UniversalInvertedResidual):
+    """timm's block of MobileNetV4, with the slots `conv` of its layers (conv) and `attn_pre`, `se`, `attn_end` (block)."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, (conv_state, block_state) = inputs
+        gated, others = self.layers()
+        y = x
+        feats: tuple[Tensor, ...] = (x,)
+
+        for layer in gated:
+            y, conv_state = attend(layer.conv, (y,), conv_state)
+            y = layer.bn(y)
+            if layer is gated[-1]:
+                y, block_state = apply_preact(self, (*feats, y), block_state)
+            y = antialias(layer, y)
+            feats = (*feats, y)
+        y, block_state = attend(self.se, feats, block_state)
+
+        for layer in others:
+            y, conv_state = attend(layer.conv, (y,), conv_state)
+            y = layer.bn(y)
+            feats = (*feats, y)
+        y, block_state = apply_end(self, feats, block_state)
+        y = self.layer_scale(y)
+        if self.has_skip:
+            y = self.drop_path(y) + x
+        return y, (conv_state, block_state)
+
+    def layers(self) -> tuple[list[Any], list[Any]]:
+        """The layers that exist: up to the place of squeeze and excitation, and after it."""
+        gated, others = (self.dw_start, self.pw_exp, self.dw_mid), (self.pw_proj, self.dw_end)
+        return [m for m in gated if not isinstance(m, nn.Identity)], [m for m in others if not isinstance(m, nn.Identity)]
+
+    def convs(self) -> tuple[list[Conv], list[Conv]]:
+        gated, others = self.layers()
+        return [Conv(m, "conv", "bn", m.aa) for m in gated], [Conv(m, "conv", "bn", m.aa) for m in others]
+
+
+class ConvBnAct(timm_blocks.ConvBnAct):
+    """timm's block of a single convolution: no slots, the state passes."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, state = inputs
+        return super().forward(x), state
+
+    def convs(self) -> tuple[list[Conv], list[Conv]]:
+        return [], [Conv(self, "conv", "bn1", self.aa)]
+
+
+class MobileAttention(timm_blocks.MobileAttention):
+    """timm's self-attention block of MobileNetV4: no slots, the state passes."""
+
+    def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        x, state = inputs
+        return super().forward(x), state
+
+    def convs(self) -> tuple[list[Conv], list[Conv]]:
+        return [], []
+
+
+BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
+    timm_blocks.DepthwiseSeparableConv: DepthwiseSeparableConv,
+    timm_blocks.InvertedResidual: InvertedResidual,
+    timm_blocks.CondConvResidual: CondConvResidual,
+    timm_blocks.EdgeResidual: EdgeResidual,
+    timm_blocks.UniversalInvertedResidual: UniversalInvertedResidual,
+    timm_blocks.ConvBnAct: ConvBnAct,
+    timm_blocks.MobileAttention: MobileAttention,
+}
+
+
+def space_to_depth(block: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The features so far, and the input of the block's first convolution proper (EfficientNet-X strides before it)."""
+    if block.conv_s2d is None:
+        return (x,), x
+    y = block.bn_s2d(block.conv_s2d(x))
+    return (x, y), y
+
+
+def antialias(layer: Any, x: Tensor) -> Tensor:
+    """timm's low-pass filter, which strides instead of the convolution, if there is one."""
+    return x if layer.aa is None else layer.aa(x)
+
+
+def apply_preact(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+    """The `preact` place: the attention, then the activation that its norm gave up; nothing where none was put."""
+    attention = getattr(block, "attn_pre", None)
+    if attention is None:
+        return feats[-1], state
+    y, state = attend(attention, feats, state)
+    return block.act_pre(y), state
+
+
+def apply_end(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
+    """The `end` place."""
+    return attend(getattr(block, "attn_end", None), feats, state)
+
+
+def stride_of(module: nn.Module | None) -> int:
+    """The stride in one direction; of timm's mixed convolutions, that of each of them."""
+    parts = () if module is None else module.modules()
+    stride: Any = next((part.stride for part in parts if hasattr(part, "stride")), 1)
+    return stride if isinstance(stride, int) else stride[0]
