@@ -7,6 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from attn.config import command_line, groups, parse
+from attn.config.schema import Config
 
 
 @hydra.main(version_base="1.3", config_path=str(groups.config_dir()), config_name="train")
@@ -20,7 +21,7 @@ def _train(composed: DictConfig) -> None:
 
 def main() -> None:
     """Trains as `sys.argv` says; a mistake there ends the process with one line and code 2."""
-    command_line.run(_train, "train")
+    command_line.run(_train, "train", Config)
 
 
 if __name__ == "__main__":

@@ -16,19 +16,20 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from attn.config import groups
+from attn.config import groups, reference
 from attn.config.parse import flatten
 from attn.errors import UserError
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: with it, tracebacks are shown
 
 
-def run(main: Callable[[], None], config_name: str) -> None:
+def run(main: Callable[[], None], config_name: str, schema: type) -> None:
     """Calls a `hydra.main` function and exits with 2 and one line for a mistake in the command.
 
     Args:
         main: the decorated function.
         config_name: its primary config, to tell which keys exist.
+        schema: the dataclass of its keys, for the help.
     """
     if os.environ.get(FULL_ERROR):
         main()
@@ -36,11 +37,17 @@ def run(main: Callable[[], None], config_name: str) -> None:
     os.environ[FULL_ERROR] = "1"  # else Hydra prints the errors itself and exits before we see them
     try:
         check_arguments(sys.argv[1:])
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(reference.help_text(config_name, schema, _chosen(config_name, sys.argv[1:])))
+            return
         main()
     except UserError as error:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, config_name, sys.argv[1:]), UserError.exit_code)
+    except BrokenPipeError:  # the reader of the output has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", 130)
     finally:
@@ -121,6 +128,12 @@ def _unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
     if path and parts[0] in ("attention", "backbone"):  # the others have a schema
         line += f" (an option that is not listed is added by +{key}=...)"
     return line
+
+
+def _chosen(config_name: str, arguments: list[str]) -> str:
+    """The keys of the chosen backbone and attention as YAML, for the help; empty where the command has neither."""
+    root = _composed(config_name, [argument for argument in arguments if not argument.startswith("-")])
+    return "".join(OmegaConf.to_yaml(OmegaConf.create({g: root[g]})) for g in ("backbone", "attention") if g in root)
 
 
 def _composed(config_name: str, arguments: list[str]) -> DictConfig:

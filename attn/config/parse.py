@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from attn.config import schema
 from attn.config.groups import unknown
-from attn.config.schema import CHOICES, NO_DECAY, RANGES, TESTS, Config, Data, Logger, Schedule
+from attn.config.schema import Config, Data, Logger, Schedule
 from attn.errors import UserError
 
 _EXPECTED = {
@@ -65,10 +66,10 @@ def typed(defaults: Any, raw: dict[str, Any]) -> Any:
     Raises:
         UserError: a key is unknown, or a value has the wrong type.
     """
-    schema = OmegaConf.structured(defaults)
-    OmegaConf.set_readonly(schema, False)  # a frozen dataclass
+    structure = OmegaConf.structured(defaults)
+    OmegaConf.set_readonly(structure, False)  # a frozen dataclass
     try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, raw))
+        return OmegaConf.to_object(OmegaConf.merge(structure, raw))
     except ConfigKeyError as error:
         section, _, _ = (error.full_key or "").rpartition(".")
         node = defaults if not section else lookup(defaults, section)
@@ -114,16 +115,7 @@ def validate(config: Config) -> None:
     Raises:
         UserError: names the key, its value and what was expected.
     """
-    for key, choices in CHOICES.items():
-        value = lookup(config, key)
-        if value is not None and value not in choices:
-            raise UserError(f"{key}={value}: {unknown('value', str(value), choices)}")
-    for key, expected in RANGES.items():
-        value = lookup(config, key)
-        if value is not None and not TESTS[expected](value):
-            raise UserError(f"{key}={value}: must be {expected}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value}: must be finite")
+    check_values(config)
     schedule, data = config.schedule, config.data
     if not isinstance(config.backbone.get("name"), str):
         raise UserError(
@@ -132,9 +124,6 @@ def validate(config: Config) -> None:
     for key in ("run_dir", "data.train_split", "data.val_split"):
         if not lookup(config, key):
             raise UserError(f"{key}= is empty; name one, or leave the key out")
-    for kind in schedule.no_decay:
-        if kind not in NO_DECAY:
-            raise UserError(f"schedule.no_decay={list(schedule.no_decay)}: {unknown('kind', kind, NO_DECAY)}")
     if schedule.warmup_mode != "before" and schedule.warmup_epochs > schedule.epochs:
         raise UserError(
             f"schedule.warmup_epochs={schedule.warmup_epochs:g} is longer than schedule.epochs={schedule.epochs}"
@@ -170,7 +159,24 @@ def validate(config: Config) -> None:
         )
 
 
-def lookup(config: Config, key: str) -> Any:
+def check_values(config: Any) -> None:
+    """Checks each value of a dataclass against the choices and limits of its key.
+
+    Raises:
+        UserError: names the key, its value and what was expected.
+    """
+    for key in schema.keys(type(config)):
+        value = lookup(config, key.name)
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and key.choices and item not in key.choices:
+                raise UserError(f"{key.name}={value}: {unknown('value', str(item), key.choices)}")
+        if value is not None and key.limits is not None and not schema.LIMITS[key.limits](value):
+            raise UserError(f"{key.name}={value}: must be {key.limits}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key.name}={value}: must be finite")
+
+
+def lookup(config: Any, key: str) -> Any:
     """The value of a dotted key."""
     value: Any = config
     for part in key.split("."):

@@ -1,270 +1,200 @@
-"""The schema of the composed config: every key, its type and its range."""
+"""The schema of the composed config: every key with its type, default, meaning, choices and limits, each in one place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+
+POSITIVE = "greater than 0"
+NOT_NEGATIVE = "0 or more"
+PROBABILITY = "between 0 and 1"
+BELOW_ONE = "0 or more, and below 1"
+LIMITS: dict[str, Callable[[float], bool]] = {
+    POSITIVE: lambda v: v > 0,
+    NOT_NEGATIVE: lambda v: v >= 0,
+    PROBABILITY: lambda v: 0 <= v <= 1,
+    BELOW_ONE: lambda v: 0 <= v < 1,
+}
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
+REQUIRED: Any = MISSING
+
+
+def key(default: Any, meaning: str, *, choices: tuple[str, ...] = (), limits: str | None = None) -> Any:
+    """A field of the schema.
+
+    Args:
+        default: its value where no config sets it; REQUIRED if every config must.
+        meaning: a line for the help and the reference of keys.
+        choices: the strings that it may be, or of which a list may hold some.
+        limits: one of `LIMITS`, for a number.
+    """
+    metadata = {"meaning": meaning, "choices": choices, "limits": limits}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the schema says of a key; `name` is dotted, `kind` the type as written."""
+
+    name: str
+    kind: str
+    default: Any
+    meaning: str
+    choices: tuple[str, ...]
+    limits: str | None
+
+
+def keys(schema: type, prefix: str = "") -> Iterator[Key]:
+    """The keys of a dataclass and of those in it, in their order."""
+    for entry in fields(schema):
+        section = SECTIONS.get(str(entry.type))
+        if section is not None:
+            yield from keys(section, f"{prefix}{entry.name}.")
+        elif entry.metadata:
+            default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+            yield Key(f"{prefix}{entry.name}", str(entry.type), default, **entry.metadata)
 
 
 @dataclass
 class Data:
-    """A data set and its transformations (group `data`).
+    """A data set and its transformations (group `data`)."""
 
-    Attributes:
-        name: part of the run's directory.
-        source: imagefolder, cifar100, digits, elpv, fake, or timm for anything that `timm.data.create_dataset` takes.
-        dataset: for source=timm, its name there (`hfds/...`, `wds/...`, `tar/...`, `torch/...`).
-        root: directory of the data.
-        train_split, val_split: names of the splits (for imagefolder: of the folders).
-        num_classes: size of the label set.
-        image_size: side of the square that the network gets, in pixels.
-        test_resize: shorter side before the centre crop of a test image, in pixels.
-        interpolation, test_interpolation: nearest, bilinear or bicubic.
-        mean, std: of the channels, on the scale 0..1.
-        crop: training crop: random_resized, pad (pad by `pad` pixels, then crop) or resize (none).
-        crop_scale, crop_ratio: area and aspect ratio of a random resized crop.
-        hflip: probability of a horizontal flip.
-        rotate: random rotation, in degrees to either side.
-        color_jitter: strength for brightness, contrast and saturation.
-        auto_augment: timm's policy string, such as rand-m9-mstd0.5-inc1.
-        random_erasing: probability.
-        samples: size of the fake data set.
-        workers: loader processes per rank.
-        on_error: raise, or replace an unreadable training image by the next readable one and count it.
-    """
-
-    name: str = "imagenet"
-    source: str = "imagefolder"
-    dataset: str | None = None
-    root: str | None = None
-    train_split: str = "train"
-    val_split: str = "val"
-    num_classes: int = 1000
-    image_size: int = 224
-    test_resize: int = 256
-    interpolation: str = "bilinear"
-    test_interpolation: str = "bilinear"
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    crop: str = "random_resized"
-    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
-    pad: int = 4
-    hflip: float = 0.5
-    rotate: float = 0.0
-    color_jitter: float = 0.0
-    auto_augment: str | None = None
-    random_erasing: float = 0.0
-    samples: int = 1024
-    workers: int = 4
-    on_error: str = "raise"
+    name: str = key("imagenet", "part of the name of the run directory")
+    source: str = key(
+        "imagefolder",
+        "how the data set is stored; timm takes anything that `timm.data.create_dataset` takes",
+        choices=("imagefolder", "cifar100", "digits", "elpv", "fake", "timm"),
+    )
+    dataset: str | None = key(None, "for source=timm, its name there (`hfds/...`, `wds/...`, `tar/...`, `torch/...`)")
+    root: str | None = key(None, "directory of the data")
+    train_split: str = key("train", "name of the training split; for imagefolder, of its folder")
+    val_split: str = key("val", "name of the validation split; for imagefolder, of its folder")
+    num_classes: int = key(1000, "size of the label set", limits=POSITIVE)
+    image_size: int = key(224, "side of the square that the network gets, in pixels", limits=POSITIVE)
+    test_resize: int = key(256, "shorter side before the centre crop of a test image, in pixels", limits=POSITIVE)
+    interpolation: str = key("bilinear", "of the training images", choices=INTERPOLATIONS)
+    test_interpolation: str = key("bilinear", "of the test images", choices=INTERPOLATIONS)
+    mean: list[float] = key([0.485, 0.456, 0.406], "of the three channels, on the scale 0 to 1")
+    std: list[float] = key([0.229, 0.224, 0.225], "of the three channels, on the scale 0 to 1")
+    crop: str = key(
+        "random_resized",
+        "training crop: random_resized, pad (pad by `data.pad` pixels, then crop) or resize (none)",
+        choices=("random_resized", "pad", "resize"),
+    )
+    crop_scale: list[float] = key([0.08, 1.0], "least and largest area of a random resized crop, as a part of the image")
+    crop_ratio: list[float] = key([3 / 4, 4 / 3], "least and largest aspect ratio of a random resized crop")
+    pad: int = key(4, "pixels around a training image with crop=pad", limits=NOT_NEGATIVE)
+    hflip: float = key(0.5, "probability of a horizontal flip", limits=PROBABILITY)
+    rotate: float = key(0.0, "random rotation, in degrees to either side", limits=NOT_NEGATIVE)
+    color_jitter: float = key(0.0, "strength for brightness, contrast and saturation", limits=NOT_NEGATIVE)
+    auto_augment: str | None = key(None, "timm's policy string, such as rand-m9-mstd0.5-inc1")
+    random_erasing: float = key(0.0, "probability of erasing a rectangle of a training image", limits=PROBABILITY)
+    samples: int = key(1024, "size of the fake data set", limits=POSITIVE)
+    workers: int = key(4, "loader processes per rank", limits=NOT_NEGATIVE)
+    on_error: str = key(
+        "raise",
+        "what to do with an unreadable image: raise, or replace a training image by the next readable one and count it",
+        choices=("raise", "replace"),
+    )
 
 
 @dataclass
 class Schedule:
-    """How the network learns (group `schedule`).
+    """How the network learns (group `schedule`)."""
 
-    Attributes:
-        epochs: passes over the training set.
-        batch_size: images per optimizer step, over all ranks and accumulated parts together.
-        accumulate: parts into which each rank cuts its share of a batch.
-        optimizer: sgd or adamw.
-        lr: peak learning rate, for the whole batch; it is never rescaled.
-        momentum, nesterov: of SGD.
-        betas: of AdamW.
-        weight_decay: applied to all parameters but those in `no_decay`.
-        no_decay: kinds of parameters without decay: norm, batchnorm, bias, vector (one dimension or none), depthwise.
-        curve: cosine, step or constant.
-        min_lr: where the cosine ends.
-        milestones, gamma: epochs of the steps, and the factor of each.
-        warmup_epochs: linear warm-up.
-        warmup_lr: learning rate of its first step; null for lr / steps of the warm-up.
-        warmup_mode: inside (the curve runs over the remaining epochs), overlap (the curve runs over all epochs, its beginning
-            is replaced), before (the warm-up comes on top of `epochs`).
-        update: step or epoch: how often the learning rate moves.
-        label_smoothing: share of the uniform distribution in the targets.
-        mixup, cutmix: alpha of the Beta distributions; 0 is off.
-        mix_prob, mix_switch_prob: probability of mixing at all, and of cutmix when both are on.
-        clip_grad: largest norm of the gradient; null is off.
-        ema_decay: decay of the averaged weights; null is off.
-        amp: bf16 or fp16 autocast; null is off.
-        sync_bn: batch statistics over all ranks.
-        zero_init_last: overrides timm's zero initialisation of the last norm of a residual branch; null leaves it.
-    """
-
-    name: str = "default"
-    epochs: int = 100
-    batch_size: int = 256
-    accumulate: int = 1
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 1e-4
-    no_decay: list[str] = field(default_factory=list)
-    curve: str = "cosine"
-    min_lr: float = 0.0
-    milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
-    gamma: float = 0.1
-    warmup_epochs: float = 0.0
-    warmup_lr: float | None = None
-    warmup_mode: str = "inside"
-    update: str = "step"
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_prob: float = 1.0
-    mix_switch_prob: float = 0.5
-    clip_grad: float | None = None
-    ema_decay: float | None = None
-    amp: str | None = None
-    sync_bn: bool = False
-    zero_init_last: bool | None = None
+    name: str = key("default", "the recipe, for the record")
+    epochs: int = key(100, "passes over the training set", limits=POSITIVE)
+    batch_size: int = key(256, "images per optimizer step, over all ranks and accumulated parts together", limits=POSITIVE)
+    accumulate: int = key(1, "parts into which each rank cuts its share of a batch", limits=POSITIVE)
+    optimizer: str = key("sgd", "the optimizer", choices=("sgd", "adamw"))
+    lr: float = key(0.1, "peak learning rate, for the whole batch; it is never rescaled", limits=POSITIVE)
+    momentum: float = key(0.9, "of SGD", limits=BELOW_ONE)
+    nesterov: bool = key(False, "Nesterov momentum of SGD")
+    betas: list[float] = key([0.9, 0.999], "of AdamW")
+    weight_decay: float = key(1e-4, "applied to all parameters but those in `no_decay`", limits=NOT_NEGATIVE)
+    no_decay: list[str] = key(
+        [], "kinds of parameters without weight decay; vector: of one dimension or none", choices=NO_DECAY
+    )
+    curve: str = key("cosine", "how the learning rate falls", choices=("cosine", "step", "constant"))
+    min_lr: float = key(0.0, "where the cosine ends", limits=NOT_NEGATIVE)
+    milestones: list[int] = key([30, 60, 90], "epochs at which curve=step multiplies the learning rate")
+    gamma: float = key(0.1, "factor of curve=step at each milestone", limits=POSITIVE)
+    warmup_epochs: float = key(0.0, "epochs of linear warm-up", limits=NOT_NEGATIVE)
+    warmup_lr: float | None = key(
+        None, "learning rate of the first step of the warm-up; null: lr / steps of the warm-up", limits=NOT_NEGATIVE
+    )
+    warmup_mode: str = key(
+        "inside",
+        "inside: the curve runs over the remaining epochs; overlap: it runs over all epochs and the warm-up replaces its beginning; before: the warm-up comes on top of `schedule.epochs`",
+        choices=("inside", "overlap", "before"),
+    )
+    update: str = key("step", "how often the learning rate moves", choices=("step", "epoch"))
+    label_smoothing: float = key(0.0, "weight of the uniform distribution in the targets", limits=BELOW_ONE)
+    mixup: float = key(0.0, "alpha of mixup's Beta distribution; 0 is off", limits=NOT_NEGATIVE)
+    cutmix: float = key(0.0, "alpha of cutmix's Beta distribution; 0 is off", limits=NOT_NEGATIVE)
+    mix_prob: float = key(1.0, "probability that a batch is mixed at all", limits=PROBABILITY)
+    mix_switch_prob: float = key(0.5, "probability of cutmix when both are on", limits=PROBABILITY)
+    clip_grad: float | None = key(None, "largest norm of the gradient; null is off", limits=POSITIVE)
+    ema_decay: float | None = key(None, "decay of the averaged weights; null is off", limits=BELOW_ONE)
+    amp: str | None = key(None, "precision of autocast; null: float32", choices=("bf16", "fp16"))
+    sync_bn: bool = key(False, "batch statistics over all ranks")
+    zero_init_last: bool | None = key(
+        None, "overrides timm's zero initialisation of the last norm of a residual branch; null leaves it"
+    )
 
 
 @dataclass
 class Logger:
-    """Views of `metrics.jsonl` (group `logger`).
+    """Views of `metrics.jsonl` (group `logger`)."""
 
-    Attributes:
-        csv, plot: also write metrics.csv and curves.png.
-        wandb: mirror to Weights & Biases; offline unless `wandb_mode` or a key says otherwise.
-        wandb_project, wandb_mode: passed to `wandb.init`.
-    """
-
-    csv: bool = False
-    plot: bool = False
-    wandb: bool = False
-    wandb_project: str = "attn"
-    wandb_mode: str | None = None
+    csv: bool = key(False, "also write metrics.csv")
+    plot: bool = key(False, "also write curves.png")
+    wandb: bool = key(False, "mirror to Weights & Biases; offline unless `wandb_mode` or a key says otherwise")
+    wandb_project: str = key("attn", "passed to `wandb.init`")
+    wandb_mode: str | None = key(
+        None,
+        "passed to `wandb.init`; null: WANDB_MODE, else online where there is a key",
+        choices=("online", "offline", "disabled"),
+    )
 
 
 @dataclass
 class Config:
-    """A whole run.
+    """A whole run."""
 
-    Attributes:
-        backbone: timm's name and keyword arguments (group `backbone`).
-        attention: mapping of slots (group `attention`).
-        attention_name: the chosen name, for the record.
-        seed: of everything random.
-        run_dir: where checkpoints and metrics lie; the same command continues there.
-        resume: auto (continue what is in run_dir), never (refuse if there is something), or the path of a checkpoint.
-        force: continue although the config differs from the checkpoint's.
-        pretrained: start from timm's weights of the backbone.
-        device: auto, cpu or cuda.
-        channels_last, compile, grad_checkpointing, deterministic: of the computation.
-        save_every_steps, save_every_minutes: further checkpoints within an epoch; null is off.
-        save_error: stop, or continue when a checkpoint cannot be written (disk full).
-        nonfinite: stop at a non-finite loss or gradient, or skip that step.
-        max_skipped: steps that may be skipped in a row before the run stops.
-        dist_timeout: seconds after which a silent rank is given up.
-        log_every: steps between progress lines when there is no terminal.
-    """
-
-    backbone: dict[str, Any]
-    attention: dict[str, Any]
-    data: Data
-    schedule: Schedule
-    logger: Logger
-    attention_name: str = "none"
-    seed: int = 0
-    run_dir: str = "runs/default"
-    resume: str = "auto"
-    force: bool = False
-    pretrained: bool = False
-    device: str = "auto"
-    channels_last: bool = False
-    compile: bool = False
-    grad_checkpointing: bool = False
-    deterministic: bool = False
-    save_every_steps: int | None = None
-    save_every_minutes: float | None = None
-    save_error: str = "stop"
-    nonfinite: str = "stop"
-    max_skipped: int = 10
-    dist_timeout: float = 600.0
-    log_every: int = 50
+    backbone: dict[str, Any] = key(REQUIRED, "timm's name and keyword arguments (group `backbone`)")
+    attention: dict[str, Any] = key(REQUIRED, "mapping of slots (group `attention`)")
+    data: Data = field(default_factory=Data)
+    schedule: Schedule = field(default_factory=Schedule)
+    logger: Logger = field(default_factory=Logger)
+    attention_name: str = key("none", "the chosen name, for the record")
+    seed: int = key(0, "of everything random", limits=NOT_NEGATIVE)
+    run_dir: str = key("runs/default", "where checkpoints and metrics lie; the same command continues there")
+    resume: str = key(
+        "auto", "auto (continue what is in run_dir), never (refuse if there is something), or the path of a checkpoint"
+    )
+    force: bool = key(False, "continue although the config differs from the checkpoint's")
+    pretrained: bool = key(False, "start from timm's weights of the backbone")
+    device: str = key("auto", "where to compute; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    channels_last: bool = key(False, "memory layout NHWC: usually faster")
+    compile: bool = key(False, "compile the model by `torch.compile`")
+    grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
+    deterministic: bool = key(False, "replace or refuse operations that differ from run to run")
+    save_every_steps: int | None = key(
+        None, "further checkpoints within an epoch, every so many steps; null is off", limits=POSITIVE
+    )
+    save_every_minutes: float | None = key(
+        None, "further checkpoints within an epoch, every so many minutes; null is off", limits=POSITIVE
+    )
+    save_error: str = key("stop", "what to do when a checkpoint cannot be written (disk full)", choices=("stop", "continue"))
+    nonfinite: str = key("stop", "what to do at a non-finite loss or gradient", choices=("stop", "skip"))
+    max_skipped: int = key(10, "steps that may be skipped in a row before the run stops", limits=POSITIVE)
+    dist_timeout: float = key(600.0, "seconds after which a silent rank is given up", limits=POSITIVE)
+    log_every: int = key(50, "steps between progress lines when there is no terminal", limits=POSITIVE)
 
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("imagefolder", "cifar100", "digits", "elpv", "fake", "timm"),
-    "data.interpolation": INTERPOLATIONS,
-    "data.test_interpolation": INTERPOLATIONS,
-    "data.crop": ("random_resized", "pad", "resize"),
-    "data.on_error": ("raise", "replace"),
-    "schedule.optimizer": ("sgd", "adamw"),
-    "schedule.curve": ("cosine", "step", "constant"),
-    "schedule.warmup_mode": ("inside", "overlap", "before"),
-    "schedule.update": ("step", "epoch"),
-    "schedule.amp": ("bf16", "fp16"),
-    "device": ("auto", "cpu", "cuda"),
-    "save_error": ("stop", "continue"),
-    "nonfinite": ("stop", "skip"),
-    "logger.wandb_mode": ("online", "offline", "disabled"),
-}
-
-
-POSITIVE = "greater than 0"
-
-
-NOT_NEGATIVE = "0 or more"
-
-
-SHARE = "between 0 and 1"
-
-
-BELOW_ONE = "0 or more, and below 1"
-
-
-RANGES: dict[str, str] = {
-    "schedule.epochs": POSITIVE,
-    "schedule.batch_size": POSITIVE,
-    "schedule.accumulate": POSITIVE,
-    "schedule.lr": POSITIVE,
-    "schedule.gamma": POSITIVE,
-    "schedule.clip_grad": POSITIVE,
-    "schedule.min_lr": NOT_NEGATIVE,
-    "schedule.weight_decay": NOT_NEGATIVE,
-    "schedule.warmup_epochs": NOT_NEGATIVE,
-    "schedule.warmup_lr": NOT_NEGATIVE,
-    "schedule.mixup": NOT_NEGATIVE,
-    "schedule.cutmix": NOT_NEGATIVE,
-    "schedule.momentum": BELOW_ONE,
-    "schedule.label_smoothing": BELOW_ONE,
-    "schedule.mix_prob": SHARE,
-    "schedule.mix_switch_prob": SHARE,
-    "schedule.ema_decay": BELOW_ONE,
-    "data.num_classes": POSITIVE,
-    "data.image_size": POSITIVE,
-    "data.test_resize": POSITIVE,
-    "data.samples": POSITIVE,
-    "data.workers": NOT_NEGATIVE,
-    "data.pad": NOT_NEGATIVE,
-    "data.rotate": NOT_NEGATIVE,
-    "data.color_jitter": NOT_NEGATIVE,
-    "data.hflip": SHARE,
-    "data.random_erasing": SHARE,
-    "seed": NOT_NEGATIVE,
-    "save_every_steps": POSITIVE,
-    "save_every_minutes": POSITIVE,
-    "max_skipped": POSITIVE,
-    "dist_timeout": POSITIVE,
-    "log_every": POSITIVE,
-}
-
-
-TESTS: dict[str, Callable[[float], bool]] = {
-    POSITIVE: lambda v: v > 0,
-    NOT_NEGATIVE: lambda v: v >= 0,
-    SHARE: lambda v: 0 <= v <= 1,
-    BELOW_ONE: lambda v: 0 <= v < 1,
-}
-
-
-NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
+SECTIONS: dict[str, type] = {"Data": Data, "Schedule": Schedule, "Logger": Logger}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from attn import console
-from attn.config import parse, schema
+from attn.config import parse
+from attn.config.evaluation import Request
 from attn.config.schema import Config
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
@@ -23,51 +23,6 @@ from attn.models.spec import locate
 from attn.runs import checkpoint, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import write_atomically
-
-INFERENCE = ("off", "softmax", "sar")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate; see configs/eval.yaml."""
-
-    checkpoint: str
-    weights: str = "auto"
-    batch_size: int | None = None
-    inference: str | None = None
-    device: str = "auto"
-    output: str | None = None
-    dist_timeout: float = 600.0
-    data: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, composed: DictConfig) -> Request:
-        """From the composed config.
-
-        Raises:
-            UserError: a value is out of range.
-        """
-        if OmegaConf.is_missing(composed, "checkpoint"):
-            raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt")
-        raw = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(raw, dict)
-        request: Request = parse.typed(cls(checkpoint=""), {str(key): value for key, value in raw.items()})
-        for key, choices in {"weights": ("auto", "ema", "raw"), "device": schema.CHOICES["device"]}.items():
-            if getattr(request, key) not in choices:
-                raise UserError(f"{key}={getattr(request, key)}: choose from {', '.join(choices)}")
-        if request.inference is not None and request.inference not in INFERENCE:
-            raise UserError(f"inference={request.inference}: choose from {', '.join(INFERENCE)}")
-        if request.batch_size is not None and request.batch_size <= 0:
-            raise UserError(f"batch_size={request.batch_size}: must be greater than 0")
-        if request.dist_timeout <= 0:
-            raise UserError(f"dist_timeout={request.dist_timeout:g}: must be greater than 0")
-        if not request.checkpoint:
-            raise UserError("checkpoint= is empty: name last.pt or best.pt of a run")
-        if request.output is not None and Path(request.output).is_dir():
-            raise UserError(
-                f"output={request.output} is a folder; name a file, such as {Path(request.output) / 'scores.json'}"
-            )
-        return request
 
 
 def run(request: Request) -> Scores:

@@ -161,7 +161,7 @@ def test_help_and_config_need_no_training() -> None:
     for script in ("train.py", "eval.py"):
         shown = call([script, "--help"])
         assert shown.returncode == 0
-        assert "== Groups" in shown.stdout
+        assert "Groups: choose one of each" in shown.stdout
     composed = call(["train.py", "attention=ba", "--cfg", "job"])
     assert composed.returncode == 0
     assert "_target_: attn.modules.ba.BA" in composed.stdout

@@ -7,8 +7,8 @@ import re
 from dataclasses import fields
 from typing import get_type_hints
 
+import hydra
 import pytest
-import yaml
 from commands import composed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,8 +41,10 @@ def test_every_choice_composes_and_is_valid(group: str) -> None:
 
 
 def test_every_key_of_data_can_be_overridden_at_evaluation() -> None:
-    keys = yaml.safe_load((groups.config_dir() / "eval.yaml").read_text())["data"]
-    assert list(keys) == [field.name for field in fields(Data)]
+    with hydra.initialize_config_dir(str(groups.config_dir()), version_base="1.3"):
+        data = hydra.compose("eval", ["checkpoint=x", "data.root=/here"])["data"]
+    assert list(data) == [field.name for field in fields(Data)]
+    assert {key: value for key, value in data.items() if value is not None} == {"root": "/here"}
 
 
 def test_a_config_survives_being_saved() -> None:
@@ -50,7 +52,10 @@ def test_a_config_survives_being_saved() -> None:
     assert parse.from_dict(parse.to_dict(cfg)) == cfg
 
 
-@given(st.sampled_from(sorted(schema.RANGES)), st.floats(-10, 10, allow_nan=False))
+LIMITS = {key.name: key.limits for key in schema.keys(Config) if key.limits is not None}
+
+
+@given(st.sampled_from(sorted(LIMITS)), st.floats(-10, 10, allow_nan=False))
 def test_ranges_are_checked(key: str, value: float) -> None:
     mapping = OmegaConf.create(parse.to_dict(Config({"name": "resnet18"}, {}, Data(), Schedule(), schema.Logger())))
     section, _, name = key.rpartition(".")
@@ -58,11 +63,11 @@ def test_ranges_are_checked(key: str, value: float) -> None:
     if get_type_hints(section_schema)[name] in (int, int | None):
         value = int(value)
     OmegaConf.update(mapping, key, value)
-    if schema.TESTS[schema.RANGES[key]](value):
+    if schema.LIMITS[LIMITS[key]](value):
         with contextlib.suppress(UserError):  # another rule may refuse it
             parse.parse(mapping)
     else:
-        with pytest.raises(UserError, match=re.escape(schema.RANGES[key])):
+        with pytest.raises(UserError, match=re.escape(LIMITS[key])):
             parse.parse(mapping)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fault_harness import TINY, compose_config, finished, free_port
 
+from attn.config.evaluation import Request
 from attn.data.loader import evaluation_batches, evaluation_data
 from attn.distributed import Ranks, launch
 from attn.evaluation.evaluate import evaluate
@@ -79,12 +80,12 @@ def test_eval_py_repeats_the_last_evaluation_of_training(tmp_path: Path, amp: st
     row = metrics.read_metrics(run_dir)[-1]
     for weights, prefix in (("raw", "val_"), ("ema", "ema_val_")):
         output = str(tmp_path / f"{weights}.json")
-        request = job.Request(str(run_dir / "last.pt"), weights, batch_size=4, device="cpu", output=output)
+        request = Request(str(run_dir / "last.pt"), weights, batch_size=4, device="cpu", output=output)
         scores = job.run(request)
         assert (scores.top1, scores.top5) == (row[f"{prefix}top1"], row[f"{prefix}top5"])
         assert scores.loss == pytest.approx(row[f"{prefix}loss"], abs=1e-6)
     one = tmp_path / "one"
     finished(one, "schedule.ema_decay=0.5", f"schedule.amp={amp}")
     last = metrics.read_metrics(one)[-1]
-    scores = job.run(job.Request(str(one / "last.pt"), "ema", device="cpu"))
+    scores = job.run(Request(str(one / "last.pt"), "ema", device="cpu"))
     assert scores.row("ema_val_") == {key: last[key] for key in ("ema_val_loss", "ema_val_top1", "ema_val_top5")}

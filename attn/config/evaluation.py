@@ -1,0 +1,58 @@
+"""The keys of eval.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from attn.config import parse
+from attn.config.schema import POSITIVE, REQUIRED, Data, key
+from attn.errors import UserError
+
+# configs/eval.yaml begins with it: every key of data exists there, and null leaves what the checkpoint has.
+ConfigStore.instance().store(name="checkpoint_data", node={"data": {entry.name: None for entry in fields(Data)}})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate, and how. `data` holds what differs from the data of the checkpoint."""
+
+    checkpoint: str = key(REQUIRED, "last.pt or best.pt of a run")
+    weights: str = key(
+        "auto", "averaged (ema) or raw; auto: averaged where the checkpoint holds them", choices=("auto", "ema", "raw")
+    )
+    batch_size: int | None = key(None, "images per rank and pass; null: as in training", limits=POSITIVE)
+    inference: str | None = key(
+        None, "what BA2M does to the test images; null: as in the checkpoint", choices=("off", "softmax", "sar")
+    )
+    device: str = key("auto", "where to compute; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    output: str | None = key(
+        None, "JSON file for the scores; null: eval-NAME.json beside the checkpoint, with what differs from it in the name"
+    )
+    dist_timeout: float = key(600.0, "seconds after which a silent rank is given up", limits=POSITIVE)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, composed: DictConfig) -> Request:
+        """From the composed config.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        if OmegaConf.is_missing(composed, "checkpoint"):
+            raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt")
+        raw = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(raw, dict)
+        request: Request = parse.typed(cls(checkpoint=""), {str(key): value for key, value in raw.items()})
+        parse.check_values(request)
+        if not request.checkpoint:
+            raise UserError("checkpoint= is empty: name last.pt or best.pt of a run")
+        if request.output is not None and Path(request.output).is_dir():
+            raise UserError(
+                f"output={request.output} is a folder; name a file, such as {Path(request.output) / 'scores.json'}"
+            )
+        return request
