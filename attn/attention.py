@@ -77,21 +77,46 @@ class Attention(nn.Module):
         """
         return self.refine(feats[-1]), state
 
+    def unused_parameters(self) -> list[str]:
+        """Names of the own parameters that no forward pass uses; those of attentions inside are asked for by themselves.
+
+        Training on several ranks leaves them alone, and refuses a parameter without a gradient that is not named.
+        """
+        return []
+
     @classmethod
     def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        """Builds one module per site; `None` leaves a site as the backbone made it.
+        """Chooses sites, builds their modules, and gives one entry per site; `None` leaves a site as the backbone made it.
 
         Args:
             sites: the sites of one slot, in the order of the forward pass.
-            stages: numbers of the stages to fill, from 1; all by default.
-            options: passed to the constructor.
+            stages: numbers of the stages to fill, from 1; `default_stages` without it.
+            options: passed to `build`.
 
         Raises:
             ValueError: a stage in `stages` does not exist, or the constructor refuses a site.
         """
-        chosen = iter(select(sites, stages))
-        wanted = None if stages is None else set(stages)
-        return [cls(next(chosen), **options) if wanted is None or s.stage in wanted else None for s in sites]
+        wanted = cls.default_stages(sorted({site.stage for site in sites})) if stages is None else stages
+        built = iter(cls.build(select(sites, wanted), **options))
+        return [next(built) if site.stage in wanted else None for site in sites]
+
+    @classmethod
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        """The module of each chosen site, or None. Override this to share a module, or to leave sites out.
+
+        Args:
+            sites: each with `prev` set to the widths of the one before it.
+            options: passed to the constructor.
+
+        Raises:
+            ValueError: the constructor refuses a site.
+        """
+        return [cls(site, **options) for site in sites]
+
+    @classmethod
+    def default_stages(cls, present: Sequence[int]) -> Sequence[int]:
+        """The stages to fill where none are asked for; all that are `present` (numbers in order, from 1) by default."""
+        return present
 
 
 class Gate(Attention):

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
 
 from attn.config.groups import unknown
 from attn.errors import UserError
+from detection import operators
 from detection.count import CONFIGS
 from detection.weights import read_detector
 
@@ -133,7 +135,9 @@ def build_runner(cfg: Config) -> Any:
     if cfg.get("load_from") and "://" not in cfg.load_from:
         read_detector(cfg.load_from)  # before minutes are spent on the data
     try:
-        return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     except (ValueError, KeyError, TypeError, ImportError) as error:
         text = error.args[0] if error.args else error
         raise UserError(f"config {cfg.filename}: {text}") from error
+    print_log(operators.in_use(), "current")
+    return runner

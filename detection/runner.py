@@ -13,10 +13,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from attn.errors import UserError
+from attn.models.unused import ignore_unused
 from detection import weights
 
 EMPTY = "no image is left after filtering (empty, too small, or without an object of the classes)"
@@ -54,6 +55,11 @@ class AttentionRunner(Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        if self.distributed:
+            try:
+                ignore_unused(model, _check_loss)
+            except ValueError as error:
+                raise UserError(str(error)) from error
         if model_wrapper_cfg is None and self.distributed and get_device() == "cpu":
             unused = self.cfg.get("find_unused_parameters", False)
             model_wrapper_cfg = {"device_ids": None, "broadcast_buffers": False, "find_unused_parameters": unused}
@@ -104,6 +110,14 @@ class AttentionRunner(Runner):
         # Fine-tuning may bring new heads; testing and resuming may not.
         weights.check_detector(model, content, filename, whole=self._resume or self._judging)
         return super().load_checkpoint(filename, *args, **kwargs)
+
+
+def _check_loss(model: nn.Module, device: torch.device) -> Tensor:
+    """A scalar of all maps that a detector's heads get, for two images."""
+    maps = model.backbone(torch.zeros(2, 3, 64, 64, device=device))
+    if getattr(model, "neck", None) is not None:
+        maps = model.neck(maps)
+    return sum(level.sum() for level in maps)
 
 
 def leaves(dataset: Any) -> Iterator[Any]:

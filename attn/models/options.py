@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LISTS = (Sequence, list, tuple)
 
@@ -22,7 +22,9 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
         ValueError: there is no such option, or its value has another type; names both and what there is.
     """
     constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
-    taken = {**_parameters(constructor), **_parameters(getattr(cls, "place", None))}
+    taken = _parameters(constructor)
+    for placing in ("place", "build"):
+        taken |= _parameters(getattr(cls, placing, None))
     signature = inspect.signature(constructor).parameters.values()
     for parameter in signature:
         if parameter.name in taken and parameter.default is parameter.empty and parameter.name not in options:
@@ -34,7 +36,9 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
         if isinstance(value, partial) and isinstance(value.func, type):
             check_options(value.func, value.keywords)
         elif not _fits(value, taken.get(name, Any)):
-            raise ValueError(f"{cls.__name__}: {name}={value!r} must be {_describe(taken[name])}")
+            choices = _choices(taken[name])
+            expected = f"; choose from {', '.join(map(str, choices))}" if choices else f" must be {_describe(taken[name])}"
+            raise ValueError(f"{cls.__name__}: {name}={value!r}{expected}")
 
 
 def options_of(cls: type) -> list[str]:
@@ -58,8 +62,17 @@ def _parameters(function: Any) -> dict[str, Any]:
     return {name: hints.get(name, Any) for name in named if name not in ("self", "site", "sites", "options")}
 
 
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """What a `Literal` lists, also as an alternative or as a list's element; empty for any other annotation."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(choice for part in get_args(kind) if get_origin(part) is not Callable for choice in _choices(part))
+
+
 def _fits(value: Any, kind: Any) -> bool:
     origin = get_origin(kind)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if origin in (Union, UnionType):
         return any(_fits(value, choice) for choice in get_args(kind))
     if origin in LISTS:

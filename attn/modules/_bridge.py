@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -60,32 +60,29 @@ def bridged(site: Site) -> tuple[int, ...]:
     return widths
 
 
-def place_where_bridged(
-    cls: type[Attention], sites: Sequence[Site], stages: Sequence[int] | None, options: dict[str, Any], least: int = 2
+def build_where_bridged(
+    cls: type[Attention], sites: Sequence[Site], options: Mapping[str, Any], least: int = 2
 ) -> list[Attention | None]:
     """One module per site with at least `least` convolutions, None for the others.
 
     Raises:
-        ValueError: a stage does not exist, or the constructor refuses a site, as it does where no site has enough.
+        ValueError: the constructor refuses a site, as it does where no site has enough convolutions.
     """
-    chosen = select(sites, stages)
-    possible = select([site for site in chosen if len(site.widths) > least], None) or chosen
-    wanted = {site.stage for site in possible}
+    enough = [len(site.widths) > least for site in sites]
+    possible = [site for site, fits in zip(sites, enough, strict=True) if fits]
     modules: list[Attention] = []
     earlier: list[int] = []
-    for site in possible:
+    for site in select(possible or sites, None):
         modules.append(cls(site, **options, **({} if options.get("q") is None else {"earlier": tuple(earlier)})))
         earlier += site.widths[1:]
     built = iter(modules)
-    return [next(built) if site.stage in wanted and len(site.widths) > least else None for site in sites]
+    return [next(built) if fits else None for fits in enough]
 
 
 def bridge_width(site: Site, reduction: float, reduction_of: Base) -> int:
     """Width of the squeezed descriptors.
 
     Raises:
-        ValueError: it would be 0, or `reduction_of` is unknown.
+        ValueError: it would be 0.
     """
-    if reduction_of not in ("refined", "input"):
-        raise ValueError(f"BA: reduction_of={reduction_of!r}; choose from refined, input")
     return hidden_width(site.width if reduction_of == "refined" else site.widths[0], reduction, "BA")

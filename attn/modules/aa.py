@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +128,5 @@ class AA(Attention):
         return torch.cat((y, attended.to(y.dtype)), 1)
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        present = sorted({site.stage for site in sites})
-        return super().place(sites, stages=present[-3:] if stages is None else stages, **options)
+    def default_stages(cls, present: Sequence[int]) -> Sequence[int]:
+        return present[-3:]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site
-from attn.modules._bridge import Base, Bridged, Reach, bridge_width, place_where_bridged
+from attn.modules._bridge import Base, Bridged, Reach, bridge_width, build_where_bridged
 from attn.modules._layers import VectorBatchNorm, activation
 
 
@@ -38,7 +38,7 @@ class BA(Gate):
             (28.85 M instead of 28.81 M). It gets no gradient.
 
     Raises:
-        ValueError: no block has more than one convolution: there is nothing to bridge; or a setting is unknown.
+        ValueError: no block has more than one convolution: there is nothing to bridge.
     """
 
     def __init__(
@@ -63,6 +63,9 @@ class BA(Gate):
         self.gate = activation(gate, "BA: gate")()
         self.unused = nn.Linear(2 * hidden, hidden, bias=False) if unused and site.block == 0 else None
 
+    def unused_parameters(self) -> list[str]:
+        return [] if self.unused is None else ["unused.weight"]
+
     def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
         """The conv outputs [N, C_i, H_i, W_i] as [N, C_i]."""
         return [self.squeeze(f) for f in feats]
@@ -74,5 +77,5 @@ class BA(Gate):
         return self.scale(feats[-1], weights), state
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        return place_where_bridged(cls, sites, stages, options)
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        return build_where_bridged(cls, sites, options)

@@ -88,10 +88,6 @@ class BA2M(Attention):
         inference: Literal["off", "softmax", "sar"] = "off",
     ) -> None:
         super().__init__()
-        _one_of("inference", inference, ("off", "softmax", "sar"))
-        _one_of("variant", variant, ("equations", "fitted"))
-        _one_of("scale", scale, ("softmax_times_n", "softmax"))
-        _one_of("batch", batch, ("local", "global"))
         if isinstance(branches, str) or not branches or len(set(branches)) != len(branches) or set(branches) - set(BRANCHES):
             raise ValueError(
                 f"BA2M: branches={branches!r} must be a list of one or more of {', '.join(BRANCHES)}, each once"
@@ -126,11 +122,11 @@ class BA2M(Attention):
                 zero_last(branch)
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
         widest = max(site.width for site in sites)
         if options.get("reduction", 0) > widest:
             raise ValueError(f"BA2M: reduction={options['reduction']} exceeds the {widest} channels of the widest site")
-        return super().place(sites, stages=stages, **options)
+        return super().build(sites, **options)
 
     def refine(self, x: Tensor) -> Tensor:
         if not self.training and self.inference == "off":
@@ -317,8 +313,3 @@ def zero_last(branch: nn.Module) -> None:
     last = [m for m in branch.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d))][-1]
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"BA2M: {key}={value!r}; choose from {', '.join(choices)}")

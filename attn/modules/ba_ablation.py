@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site, hidden_width
-from attn.modules._bridge import place_where_bridged
+from attn.modules._bridge import build_where_bridged
 from attn.modules._layers import VectorBatchNorm
 
 Position = Literal["prev,conv3", "prev,end", "curr,conv1", "curr,conv2", "curr,conv1&2"]
@@ -46,10 +46,6 @@ class BAAblation(Gate):
         reduction: float = 16,
     ) -> None:
         super().__init__()
-        if vector not in ("conv", "att"):
-            raise ValueError(f"BA: vector={vector!r}; choose from conv, att")
-        if position not in get_args(Position):
-            raise ValueError(f"BA: position={position!r}; choose from {'; '.join(get_args(Position))}")
         if vector == "att" and position != "prev,conv3":
             raise ValueError(f"BA: vector=att goes with position=prev,conv3 only, not {position}")
         self.vector, self.from_previous, self.from_input = vector, position == "prev,conv3", position == "prev,end"
@@ -82,6 +78,6 @@ class BAAblation(Gate):
         return self.scale(feats[-1], weights), handed_on
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
         convs = CONVS.get(options.get("position", "curr,conv1&2"), (0,))
-        return place_where_bridged(cls, sites, stages, options, least=max(convs) + 1)
+        return build_where_bridged(cls, sites, options, least=max(convs) + 1)

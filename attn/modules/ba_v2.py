@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site
-from attn.modules._bridge import Base, Bridged, Reach, bridge_width, place_where_bridged
+from attn.modules._bridge import Base, Bridged, Reach, bridge_width, build_where_bridged
 from attn.modules._layers import VectorBatchNorm, activation
 
 
@@ -59,5 +59,5 @@ class BAv2(Gate):
         return self.scale(feats[-1], weights), state
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        return place_where_bridged(cls, sites, stages, options)
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        return build_where_bridged(cls, sites, options)

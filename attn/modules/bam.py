@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -25,15 +25,13 @@ class BAM(Attention):
         combine: `sum`, or `product` of the branches, as in the authors' code.
 
     Raises:
-        ValueError: a setting is unknown or impossible.
+        ValueError: a setting is impossible.
     """
 
     def __init__(
         self, site: Site, reduction: float = 16, dilation: int = 4, combine: Literal["sum", "product"] = "sum"
     ) -> None:
         super().__init__()
-        if combine not in ("sum", "product"):
-            raise ValueError(f"BAM: combine={combine!r}; choose from sum, product")
         if dilation < 1:
             raise ValueError(f"BAM: dilation={dilation} must be 1 or more")
         hidden = hidden_width(site.width, reduction, "BAM")
@@ -55,9 +53,8 @@ class BAM(Attention):
         return x + x * joined.sigmoid()
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        present = sorted({site.stage for site in sites})
-        return super().place(sites, stages=(present[:-1] or present) if stages is None else stages, **options)
+    def default_stages(cls, present: Sequence[int]) -> Sequence[int]:
+        return present[:-1] or present
 
 
 def dilated(width: int, dilation: int) -> tuple[nn.Module, ...]:

@@ -25,13 +25,11 @@ class ChannelAttention(nn.Module):
         shared: one MLP for both pools (the paper), or one each.
 
     Raises:
-        ValueError: an unknown `pool`, or two MLPs for a single pool.
+        ValueError: two MLPs for a single pool, or `reduction` leaves no channel.
     """
 
     def __init__(self, channels: int, reduction: float, bias: bool, pool: Pool, shared: bool) -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise ValueError(f"CBAM: pool={pool!r}; choose from {', '.join(POOLS)}")
         if not shared and pool != "avg+max":
             raise ValueError(f"CBAM: shared=False with pool={pool!r}: separate MLPs need pool='avg+max'")
         hidden = hidden_width(channels, reduction, "CBAM")
@@ -101,7 +99,7 @@ class CBAM(Attention):
     The AW paper's "(MaxPool)" is `spatial=False`; its "(Spatial)" is `pool="avg"`.
 
     Raises:
-        ValueError: neither attention is wanted, or a setting is unknown.
+        ValueError: neither attention is wanted, or a setting is impossible.
     """
 
     def __init__(

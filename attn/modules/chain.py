@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, select
+from attn.attention import Attention, Site
 
 
 class Chain(Attention):
@@ -42,17 +42,13 @@ class Chain(Attention):
         return feats[-1], tuple(states)
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        parts = _partials(**options)
-        chosen = select(sites, stages)
-        columns = [cls_.place(chosen, **keywords) for cls_, keywords in parts]
-        rows = iter([[column[i] for column in columns] for i in range(len(chosen))])
-        placed: list[Attention | None] = []
-        for site in sites:
-            row = next(rows) if stages is None or site.stage in stages else []
-            filled = any(module is not None for module in row)
-            placed.append(cls(site, [partial(_given, module) for module in row]) if filled else None)
-        return placed
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        columns = [part.place(sites, **keywords) for part, keywords in _partials(**options)]
+        rows = [[column[i] for column in columns] for i in range(len(sites))]
+        return [
+            cls(site, [partial(_given, module) for module in row]) if any(module is not None for module in row) else None
+            for site, row in zip(sites, rows, strict=True)
+        ]
 
 
 def _given(module: Attention | None, _: Site) -> Attention | None:

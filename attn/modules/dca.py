@@ -32,15 +32,10 @@ class Printed(nn.Module):
 
     Args:
         schema: how the two are joined.
-
-    Raises:
-        ValueError: an unknown schema.
     """
 
     def __init__(self, schema: Schema = "direct") -> None:
         super().__init__()
-        if schema not in ("direct", "softmax", "weighted"):
-            raise ValueError(f"DCA: connection={schema!r}; choose from direct, softmax, weighted")
         self.schema = schema
         self.alpha_beta = nn.Parameter(torch.tensor([1.0, 0.0]))
 
@@ -74,9 +69,6 @@ class Connection(Printed):
         channels: C of the descriptors [N, C].
         schema: how the two are joined.
         bias: whether the join has one (in the released code: not for SE on MobileNetV2, and never for CBAM).
-
-    Raises:
-        ValueError: an unknown schema.
     """
 
     def __init__(self, channels: int, schema: Schema = "direct", bias: bool = True) -> None:
@@ -93,21 +85,8 @@ class Connection(Printed):
         return self.norm(joined).relu().to(own.dtype)
 
 
-def check_form(form: Form) -> None:
-    """Raises:
-    ValueError: an unknown form.
-    """
-    if form not in ("released", "equations"):
-        raise ValueError(f"DCA: form={form!r}; choose from released (the authors' code), equations (as printed)")
-
-
 def connection_of(form: Form, channels: int, schema: Schema, bias: bool) -> Printed:
-    """`Connection` for the form `released`, `Printed` for `equations`, which has no bias.
-
-    Raises:
-        ValueError: an unknown form or schema.
-    """
-    check_form(form)
+    """`Connection` for the form `released`, `Printed` for `equations`, which has no bias."""
     return Printed(schema) if form == "equations" else Connection(channels, schema, bias)
 
 
@@ -118,7 +97,7 @@ def matcher(previous: int, channels: int, matching: Matching, reduction: float) 
     the two layers is decided by the printed 49.93 M of DCA-SE-ResNet-101 (Table 2d; 49.92 M without).
 
     Raises:
-        ValueError: an unknown `matching`, or `reduction` leaves no channel.
+        ValueError: `reduction` leaves no channel.
     """
     if matching == "1fc":
         return nn.Sequential(nn.Linear(previous, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True))
@@ -133,10 +112,8 @@ def matched_width(channels: int, matching: Matching, reduction: float) -> int:
     """Width between the two layers of `2fc`, or `channels` where `1fc` has no such layer.
 
     Raises:
-        ValueError: an unknown `matching`, or `reduction` leaves no channel.
+        ValueError: `reduction` leaves no channel.
     """
-    if matching not in ("1fc", "2fc"):
-        raise ValueError(f"DCA: matching={matching!r}; choose from 1fc, 2fc")
     return channels if matching == "1fc" else hidden_width(channels, reduction, "DCA size matching")
 
 
@@ -148,6 +125,11 @@ def previous_width(site: Site, unused: bool) -> int | None:
     if site.prev is not None:
         return site.prev[-1]
     return site.widths[0] if unused else None
+
+
+def parameters_of(module: nn.Module, *parts: str) -> list[str]:
+    """Names of the parameters in some parts of a module, of which each is a parameter, a module or None."""
+    return [name for name, _ in module.named_parameters() if name.partition(".")[0] in parts]
 
 
 class DCA(Attention):
@@ -172,7 +154,7 @@ class DCA(Attention):
             there if the block's own input and output differ. Needed for the printed 28.65 M of DCA-SE-ResNet-50.
 
     Raises:
-        ValueError: `base` is no plain `Gate`, or a setting is unknown.
+        ValueError: `base` is no plain `Gate`, or `reduction` leaves no channel.
     """
 
     def __init__(
@@ -194,11 +176,14 @@ class DCA(Attention):
                 f"{type(gate).__name__}; dca_cbam, dca_sk and dca_gc are there for CBAM, SK and GC"
             )
         self.base = gate
+        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
         matched_width(site.width, matching, reduction)
-        check_form(form)
         previous = previous_width(site, unused)
         self.connect = None if previous is None else connection_of(form, site.width, connection, bias)
         self.match = None if previous in (None, site.width) else matcher(previous, site.width, matching, reduction)
+
+    def unused_parameters(self) -> list[str]:
+        return parameters_of(self, "connect", "match") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         own = self.base.squeeze(feats[-1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attn.attention import Attention, Site
 from attn.modules._layers import MapBatchNorm, scale_channels
 from attn.modules.cbam import CBAM, ChannelAttention, SpatialAttention
-from attn.modules.dca import Form, Matching, Printed, Schema, check_form, connection_of, matched_width, previous_width
+from attn.modules.dca import Form, Matching, Printed, Schema, connection_of, matched_width, parameters_of, previous_width
 
 Maps = tuple[Tensor | None, Tensor | None]
 
@@ -42,7 +42,7 @@ class DCACBAM(Attention):
         form: of both joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as of `attn.modules.dca.DCA`.
 
     Raises:
-        ValueError: `base` is no `CBAM` or lacks the attention to connect, or a setting is unknown.
+        ValueError: `base` is no `CBAM` or lacks the attention to connect.
     """
 
     def __init__(
@@ -65,13 +65,6 @@ class DCACBAM(Attention):
         cbam = base(site)
         if not isinstance(cbam, CBAM):
             raise ValueError(f"dca_cbam connects CBAM, not {type(cbam).__name__}; dca_se, dca_gc ... are there for others")
-        if connect not in ("both", "channel", "spatial"):
-            raise ValueError(f"DCA: connect={connect!r}; choose from both, channel, spatial")
-        if match_on not in ("map", "pooled"):
-            raise ValueError(f"DCA: match_on={match_on!r}; choose from map, pooled")
-        if spatial_matching not in ("avg", "max"):
-            raise ValueError(f"DCA: spatial_matching={spatial_matching!r}; choose from avg, max")
-        check_form(form)
         matched_width(site.width, matching, reduction)
         self.connects_channel, self.connects_spatial = connect != "spatial", connect != "channel"
         for wanted, part, name in (
@@ -81,6 +74,7 @@ class DCACBAM(Attention):
             if wanted and part is None:
                 raise ValueError(f"DCA: connect={connect!r} needs the {name} attention, which base.{name}=False leaves out")
         self.base = cbam
+        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
         self.match_on = match_on
         self.spatial_matching = spatial_matching
 
@@ -97,6 +91,9 @@ class DCACBAM(Attention):
             for owner in (cbam.spatial, self.connect_spatial):
                 if isinstance(owner, (SpatialAttention, SpatialConnection)):
                     nn.init.zeros_(owner.norm.weight)
+
+    def unused_parameters(self) -> list[str]:
+        return parameters_of(self, "connect", "match", "connect_spatial") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Maps | None) -> tuple[Tensor, Maps]:
         x = feats[-1]

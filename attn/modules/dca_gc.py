@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.dca import Form, Matching, Printed, Schema, check_form, matched_width, previous_width
+from attn.modules.dca import Form, Matching, Printed, Schema, matched_width, parameters_of, previous_width
 from attn.modules.gc import GC
 
 
@@ -33,7 +33,7 @@ class DCAGC(Attention):
         connection: the schema of `attn.modules.dca.Printed`; other than `direct` only with the form `equations`.
 
     Raises:
-        ValueError: `base` is no `GC`, a setting is unknown, or two do not go together.
+        ValueError: `base` is no `GC`, or two settings do not go together.
     """
 
     def __init__(
@@ -50,15 +50,18 @@ class DCAGC(Attention):
         gc = base(site)
         if not isinstance(gc, GC):
             raise ValueError(f"dca_gc connects GC, not {type(gc).__name__}; dca_se, dca_cbam ... are there for others")
-        check_form(form)
         if form == "released" and connection != "direct":
             raise ValueError(f"DCA: connection={connection!r} of GC is not in the released code; set form=equations with it")
         self.base = gc
+        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
         matched_width(site.width, matching, reduction)
         previous = previous_width(site, unused)
         self.weight = nn.Parameter(torch.zeros(())) if previous is not None and form == "released" else None
         self.connect = Printed(connection) if previous is not None and form == "equations" else None
         self.match = None if previous in (None, site.width) else term_matcher(previous, site.width, matching, reduction)
+
+    def unused_parameters(self) -> list[str]:
+        return parameters_of(self, "weight", "connect", "match") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         context = self.base.context(feats[-1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.dca import Form, Matching, Schema, check_form, connection_of, matched_width, matcher
+from attn.modules.dca import Form, Matching, Schema, connection_of, matched_width, matcher, parameters_of
 from attn.modules.sk import SK
 
 HandOn = Literal["descriptor", "weights"]
@@ -31,7 +31,7 @@ class DCASK(Attention):
         form: of the joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as of `attn.modules.dca.DCA`.
 
     Raises:
-        ValueError: `base` is no `SK`, or a setting is unknown.
+        ValueError: `base` is no `SK`.
     """
 
     takes_norm_act = True
@@ -52,10 +52,8 @@ class DCASK(Attention):
         sk = base(site)
         if not isinstance(sk, SK):
             raise ValueError(f"dca_sk connects SK, not {type(sk).__name__}; dca_se, dca_cbam ... are there for others")
-        if hand_on not in ("descriptor", "weights"):
-            raise ValueError(f"DCA: hand_on={hand_on!r}; choose from descriptor, weights")
-        check_form(form)
         self.base = sk
+        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
         self.hand_on = hand_on
         branches = range(len(sk.branches))
         matched_width(site.width, matching, reduction)
@@ -65,6 +63,9 @@ class DCASK(Attention):
             self.connects = nn.ModuleList(connection_of(form, site.width, connection, bias) for _ in branches)
         if previous not in (None, site.width):
             self.matches = nn.ModuleList(matcher(previous, site.width, matching, reduction) for _ in branches)
+
+    def unused_parameters(self) -> list[str]:
+        return parameters_of(self, "connects") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         maps = self.base.split(feats[-1])

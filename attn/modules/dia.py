@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width, select
+from attn.attention import Attention, Site, hidden_width
 
 State = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # h [N, C], c [N, C], the cell's parameters
 
@@ -48,18 +48,10 @@ class DIA(Attention):
         return x * h[:, :, None, None].to(x.dtype), (h, c, parameters)
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        placed: list[Attention | None] = []
-        previous = None
-        chosen = iter(select(sites, stages))
-        for site in sites:
-            if stages is not None and site.stage not in stages:
-                placed.append(None)
-                continue
-            current = (site.stage, site.width)
-            placed.append(cls(next(chosen), owner=current != previous, **options))
-            previous = current
-        return placed
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        cells = [(site.stage, site.width) for site in sites]
+        owners = [i == 0 or cell != cells[i - 1] for i, cell in enumerate(cells)]
+        return [cls(site, owner=owner, **options) for site, owner in zip(sites, owners, strict=True)]
 
 
 class Cell(nn.Module):

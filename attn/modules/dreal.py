@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, select
+from attn.attention import Attention, Site
 from attn.modules.se import SE
 
 
@@ -66,14 +66,8 @@ class DREAL(SE):
         self.critic = Critic(critic_width) if first else None
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        chosen = iter(select(sites, stages))
-        placed: list[Attention | None] = []
-        for site in sites:
-            wanted = stages is None or site.stage in stages
-            first = all(module is None for module in placed)
-            placed.append(cls(next(chosen), first=first, **options) if wanted else None)
-        return placed
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        return [cls(site, first=i == 0, **options) for i, site in enumerate(sites)]
 
     @staticmethod
     def objective(model: nn.Module, images: Tensor, targets: Tensor, logits: Tensor) -> Tensor:

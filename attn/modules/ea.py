@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, select
+from attn.attention import Attention, Site
 from attn.modules._layers import working_stride
 from attn.modules.aa import AA
 
@@ -66,16 +66,11 @@ class EA(AA):
         return self.augment(feats[-1], logits, v), logits
 
     @classmethod
-    def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        present = sorted({site.stage for site in sites})
-        stages = present[-3:] if stages is None else stages
-        downsample = options.get("downsample", (2,))
-        placed: list[Attention | None] = [None] * len(sites)
-        previous = None
-        chosen = iter(select(sites, stages))
-        for i, site in enumerate(sites):
-            if site.stage in stages:
-                stride = working_stride(site, downsample)
-                placed[i] = cls(next(chosen), evolves=stride == previous, **options)
-                previous = stride
-        return placed
+    def default_stages(cls, present: Sequence[int]) -> Sequence[int]:
+        return present[-3:]
+
+    @classmethod
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        strides = [working_stride(site, options.get("downsample", (2,))) for site in sites]
+        evolves = [i > 0 and stride == strides[i - 1] for i, stride in enumerate(strides)]
+        return [cls(site, evolves=evolve, **options) for site, evolve in zip(sites, evolves, strict=True)]

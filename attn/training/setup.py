@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attn import console, rng
@@ -19,7 +21,9 @@ from attn.config.schema import Config
 from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
 from attn.distributed import Ranks
 from attn.errors import UserError
+from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, set_last_norm
+from attn.models.unused import ignore_unused
 from attn.runs import checkpoint, directory, load, metrics
 from attn.runs.checkpoint import LAST
 from attn.training import optim
@@ -98,6 +102,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
         set_last_norm(model, zero=schedule.zero_init_last)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
         check_single_image(cfg, model)
+    if ranks.world > 1:
+        ignore_unused(model, partial(check_loss, cfg))
     if schedule.sync_bn:
         if ranks.device.type == "cpu":
             raise ValueError("schedule.sync_bn=true: torch synchronises BatchNorm on GPUs only; leave it off on the CPU")
@@ -127,6 +133,14 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     if ranks.world > 1:
         net = DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
     return Job(data, val, state, net, mixup, total)
+
+
+def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:
+    """The training loss of two images, of a copy of the model on a device."""
+    images = torch.zeros(2, 3, cfg.data.image_size, cfg.data.image_size, device=device)
+    targets = torch.zeros(2, dtype=torch.long, device=device)
+    logits = model(images)
+    return F.cross_entropy(logits, targets) + extra_loss(model, images, targets, logits)
 
 
 def check_single_image(cfg: Config, model: nn.Module) -> None:

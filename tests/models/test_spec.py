@@ -6,11 +6,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import attn
 from attn.config import groups, parse
 from attn.models.spec import resolve_attention
+from attn.modules.aw import AW
+from attn.modules.ba2m import BA2M
+from attn.modules.cbam import CBAM
 from attn.modules.se import SE
 from attn.runs.directory import differences
 
@@ -40,3 +45,16 @@ def test_a_config_of_version_0_1_is_the_same_run(tmp_path: Path) -> None:
     OmegaConf.update(old, "attention.block.base._partial_", True, force_add=True)
     assert differences(parse.parse(old), parse.parse(now)) == []
     assert parse.parse(old).attention == parse.parse(now).attention
+
+
+@pytest.mark.parametrize(
+    ("attention", "line"),
+    [
+        ({"block": partial(CBAM, pool="min")}, "CBAM: pool='min'; choose from avg, max, avg.max"),
+        ({"stage": partial(BA2M, branches=["spatial"])}, "branches=.'spatial'.; choose from channel, local_spatial"),
+        ({"conv": partial(AW, form=["taps"])}, "AW: form=.'taps'.; choose from auto, grouped, taps, scale"),
+    ],
+)
+def test_the_annotation_of_an_option_lists_its_choices(attention: dict, line: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=line):
+        attn.create_model("resnet18", attention)

@@ -18,6 +18,7 @@ from torch import Tensor
 import attn
 from attn.attention import Site
 from attn.config import groups
+from attn.models.options import check_options
 from attn.modules.ba import BA
 from attn.modules.ba_ablation import BAAblation
 from attn.modules.ba_fca import BAFca
@@ -316,11 +317,11 @@ def test_stages_and_unused_layers():
         (lambda: BA.place([site()], stages=[3]), "no stage 3"),
         (lambda: BA.place([site()], q=0), "q=0 must be 1 or more convolutions before the last"),
         (lambda: BA(site(), reduction=64), "reduction=64 must lie between 1 and the 32 channels"),
-        (lambda: BA(site(), reduction_of="output"), "reduction_of='output'; choose from refined, input"),
+        (lambda: check_options(BA, {"reduction_of": "output"}), "reduction_of='output'; choose from refined, input"),
         (lambda: BA(site(), act="rely"), "act='rely' is no activation"),
         (lambda: BAv2(site(), gate="sgmoid"), "gate='sgmoid' is no activation"),
-        (lambda: BAAblation(site(), vector="map"), "vector='map'; choose from conv, att"),
-        (lambda: BAAblation(site(), position="next"), "position='next'; choose from"),
+        (lambda: check_options(BAAblation, {"vector": "map"}), "vector='map'; choose from conv, att"),
+        (lambda: check_options(BAAblation, {"position": "next"}), "position='next'; choose from"),
         (lambda: BAAblation(site(), "att", "curr,conv1"), "vector=att goes with position=prev,conv3 only"),
         (lambda: BAAblation.place([site((8, 8, 8))], position="curr,conv2"), "bridges convolutions before the last"),
         (lambda: ECA(site(), 4), "kernel_size=4 must be odd"),

@@ -18,6 +18,7 @@ import attn
 from attn.attention import Site
 from attn.config import groups
 from attn.models.auxiliary import extra_loss, objectives
+from attn.models.options import check_options
 from attn.modules.aa import AA
 from attn.modules.bam import BAM
 from attn.modules.dia import DIA
@@ -472,7 +473,7 @@ def test_dreal_follows_mixed_precision():
         (lambda: Fca(site(), input_size=0), "input_size=0"),
         (lambda: DCT(16, 5), "fewer than the 7 frequencies"),
         (lambda: SGE(site(), 5), "groups=5 does not divide the 32 channels"),
-        (lambda: BAM(site(), combine="max"), "combine='max'; choose from sum, product"),
+        (lambda: check_options(BAM, {"combine": "max"}), "combine='max'; choose from sum, product"),
         (lambda: BAM(site(), dilation=0), "dilation=0"),
         (lambda: BAM(site(), 64), "reduction=64"),
         (lambda: BAM.place([site()], stages=[9]), "no stage 9"),

@@ -19,6 +19,7 @@ import attn
 from attn.attention import Site
 from attn.config import groups
 from attn.models import flops
+from attn.models.options import check_options
 from attn.modules.ba import BA
 from attn.modules.cbam import CBAM
 from attn.modules.dca import DCA, Connection, Printed
@@ -685,7 +686,7 @@ def test_mobile_networks_would_have_the_parameters_of_the_table(network, build, 
 BAD: list[tuple[Any, str]] = [
     (lambda: SE(site(), first_reduction=99), "reduction=99 must lie between"),
     (lambda: CBAM(site(), reduction=16), "CBAM: reduction=16 must lie between 1 and the 8"),
-    (lambda: CBAM(site(), reduction=4, pool="min"), "pool='min'; choose from avg, max"),
+    (lambda: check_options(CBAM, {"pool": "min"}), "pool='min'; choose from avg, max"),
     (lambda: CBAM(site(), reduction=4, channel=False, spatial=False), "leave nothing"),
     (lambda: CBAM(site(), reduction=4, kernel_size=4), "kernel_size=4 must be odd"),
     (lambda: SK(site(), reduction=4), "conv slot"),
@@ -698,21 +699,21 @@ BAD: list[tuple[Any, str]] = [
     (lambda: GC(site(), reduction=0), "GC: reduction=0 must lie between"),
     (lambda: GETheta(site(), input_size=0), "input_size=0"),
     (lambda: GEThetaPlus(site(), reduction=9), "GE: reduction=9"),
-    (lambda: Connection(8, "sum"), "connection='sum'; choose from direct"),
-    (lambda: DCA(site(), GEThetaMinus, reduction=4, form="printed"), "form='printed'; choose from released"),
+    (lambda: check_options(DCA, {"base": GEThetaMinus, "connection": "sum"}), "connection='sum'; choose from direct"),
+    (lambda: check_options(DCA, {"base": GEThetaMinus, "form": "printed"}), "form='printed'; choose from released"),
     (lambda: DCAGC(site(), partial(GC, reduction=4), reduction=4, connection="softmax"), "'softmax' of GC.*form=equations"),
-    (lambda: DCA(site(), GEThetaMinus, matching="3fc"), "matching='3fc'; choose from 1fc, 2fc"),
+    (lambda: check_options(DCA, {"base": GEThetaMinus, "matching": "3fc"}), "matching='3fc'; choose from 1fc, 2fc"),
     (lambda: DCA(site(), GEThetaMinus, reduction=99), "DCA size matching: reduction=99"),
     (lambda: DCA(site(), partial(CBAM, reduction=4)), "not CBAM; dca_cbam"),
     (lambda: DCA(Site((8, 8, 8), 1, 0, 0, 4), partial(BA, reduction=4)), "not BA"),
     (lambda: DCASK(conv_site(), GEThetaMinus), "dca_sk connects SK, not GEThetaMinus"),
-    (lambda: DCASK(conv_site(), partial(SK, reduction=4), hand_on="map"), "hand_on='map'"),
+    (lambda: check_options(DCASK, {"base": SK, "hand_on": "map"}), "hand_on='map'"),
     (lambda: DCAGC(site(), GEThetaMinus), "dca_gc connects GC"),
     (lambda: DCACBAM(site(), GEThetaMinus), "dca_cbam connects CBAM"),
     (lambda: DCACBAM(site(), partial(CBAM, reduction=4, spatial=False)), r"needs the spatial attention.*base.spatial=False"),
-    (lambda: DCACBAM(site(), partial(CBAM, reduction=4), connect="all"), "connect='all'"),
-    (lambda: DCACBAM(site(), partial(CBAM, reduction=4), match_on="maps"), "match_on='maps'"),
-    (lambda: DCACBAM(site(), partial(CBAM, reduction=4), spatial_matching="min"), "spatial_matching='min'"),
+    (lambda: check_options(DCACBAM, {"base": CBAM, "connect": "all"}), "connect='all'"),
+    (lambda: check_options(DCACBAM, {"base": CBAM, "match_on": "maps"}), "match_on='maps'"),
+    (lambda: check_options(DCACBAM, {"base": CBAM, "spatial_matching": "min"}), "spatial_matching='min'"),
 ]
 
 

@@ -1,0 +1,75 @@
+"""Parameters that no forward pass uses: known by name, so that several ranks do not wait for their gradients.
+
+DistributedDataParallel waits in every step for the gradient of every parameter. An attention names what it holds but never uses
+(`Attention.unused_parameters`); `ignore_unused` hands the names to DDP, which leaves these parameters alone. All ranks hold equal
+values of them, as they start from one seed or one checkpoint, and no optimizer moves what has no gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from attn.attention import Attention
+
+
+def unused_parameters(model: nn.Module) -> list[str]:
+    """Names, in `model`, of the parameters that its attentions hold but never use."""
+    return [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, Attention)
+        for name in module.unused_parameters()
+    ]
+
+
+def ignore_unused(model: nn.Module, loss: Callable[[nn.Module, torch.device], Tensor]) -> None:
+    """Makes DDP leave the unused parameters alone, after a check that they are those that get no gradient.
+
+    Args:
+        model: not wrapped yet. It is not run: a copy is, without data, on the meta device.
+        loss: a scalar that the training minimises, of a given copy of the model on a given device.
+
+    Raises:
+        ValueError: a parameter gets no gradient and is not named, or is named and gets one.
+    """
+    named = unused_parameters(model)
+    without = _without_gradient(model, loss)
+    missing = [name for name in without if name not in named]
+    if missing:
+        raise ValueError(
+            f"{_some(missing)}: no gradient reaches {'it' if len(missing) == 1 else 'them'}, and training on several ranks would"
+            " wait for it: use or remove what is not used, or name it in `unused_parameters` of its Attention"
+        )
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wrong = [name for name in named if name in trained and name not in without]
+    if wrong:
+        raise ValueError(f"{_some(wrong)}: named in `unused_parameters`, but used: ranks would drift apart; do not name it")
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, named)
+
+
+def _without_gradient(model: nn.Module, loss: Callable[[nn.Module, torch.device], Tensor]) -> list[str]:
+    meta = torch.device("meta")
+    memo: dict[int, Tensor] = {id(b): b.to(meta) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().to(meta), p.requires_grad) for p in model.parameters()}
+    try:
+        return _run(copy.deepcopy(model, memo), loss, meta)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
+        # Something in the model wants values: two images on the CPU then.
+        with torch.random.fork_rng(devices=[]):
+            return _run(copy.deepcopy(model).cpu(), loss, torch.device("cpu"))
+
+
+def _run(twin: nn.Module, loss: Callable[[nn.Module, torch.device], Tensor], device: torch.device) -> list[str]:
+    twin.train()
+    with torch.enable_grad():
+        loss(twin, device).backward()
+    return [name for name, parameter in twin.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
