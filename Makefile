@@ -1,7 +1,7 @@
 # Three commands do everything on a machine with python3 (3.10 to 3.12) and make:
 #   make quickstart   sets up, trains BA-ResNet-50 on real handwritten digits, evaluates it
 #   make test         sets up, runs the linter, the type checker and the tests
-#   make quick        the tests that take seconds, without MMDetection's set-up
+#   make quick        the tests that take seconds: without killed runs, launchers and MMDetection
 # They set up .venv only when pyproject.toml or constraints.txt have changed.
 #   make .venv/.compiled   also compiles mmcv's operators (a C++ compiler; 6 to 12 minutes on 2 cores), which no config here needs
 
@@ -17,7 +17,7 @@ quickstart: .venv/.core
 	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits/seed0/best.pt
 
 quick: .venv/.core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' --ignore tests/faults --ignore tests/detection
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

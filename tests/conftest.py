@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -19,21 +19,20 @@ settings.register_profile("attn", deadline=None)  # the machine may be busy
 settings.load_profile("attn")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def temporary_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A `TMPDIR` for what torchrun, wandb, multiprocessing and killed runs leave behind; removed at the end.
+def pytest_configure(config: pytest.Config) -> None:
+    """A `TMPDIR` for what torchrun, wandb, multiprocessing and killed runs leave behind; removed at exit.
 
-    It is not in `tmp_path`, whose long name would leave no room for the 108 characters of a socket's path.
+    `tmp_path` stays where pytest keeps it, and its long name would leave no room for the 108 characters of a socket's path.
     """
-    folder = Path(tempfile.mkdtemp(prefix="attn-"))
-    cache = getattr(request.config, "cache", None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(folder))
-        patch.setattr(tempfile, "tempdir", None)  # what was found before
-        if cache is not None:
-            patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(cache.mkdir("inductor"))))
-        yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    system = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="attn-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", system)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    cache = getattr(config, "cache", None)
+    if cache is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.mkdir("inductor")))
+    # After multiprocessing has removed its own folder in it, at priority -100.
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,27 +13,48 @@ from pathlib import Path
 import pytest
 from commands import ROOT, call, patience
 
-KILLED = "tests/faults/test_checkpoints.py::test_a_save_after_damage_keeps_a_sound_previous"
+tempfile.mkdtemp(prefix="at-import-")  # as torch does for its compiler
 
 
-def test_temporary_files_are_made_in_a_folder_of_the_session(temporary_folder: Path) -> None:
-    assert Path(tempfile.gettempdir()) == temporary_folder
+def test_temporary_files_are_made_in_a_folder_of_the_session() -> None:
+    folder = Path(tempfile.gettempdir())
+    assert folder.name.startswith("attn-")
     child = call(["-c", "import tempfile; print(tempfile.gettempdir())"])
-    assert Path(child.stdout.strip()) == temporary_folder
+    assert Path(child.stdout.strip()) == folder
 
 
-def test_a_session_leaves_nothing_in_the_systems_temporary_folder(temporary_folder: Path) -> None:
-    """Runs that are killed leave the sockets of multiprocessing and their own output; pytest removes them."""
-    system = temporary_folder / "system"
-    system.mkdir()
-    environment = {**os.environ, "TMPDIR": str(system)}
-    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", KILLED]
+def test_a_killed_process_leaves_files() -> None:
+    process = multiprocessing.get_context("forkserver").Process(target=_leave_a_file)
+    process.start()
+    process.join(patience(60))
+    assert process.exitcode == -signal.SIGKILL
+    assert list(Path(tempfile.gettempdir()).glob("killed-*"))
+    assert list(Path(tempfile.gettempdir()).glob("at-import-*"))
+
+
+def _leave_a_file() -> None:
+    tempfile.mkdtemp(prefix="killed-")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [[], ["--numprocesses=1"]], ids=["alone", "xdist"])
+def test_a_session_leaves_nothing_in_the_systems_temporary_folder(workers: list[str]) -> None:
+    system = Path(tempfile.mkdtemp())  # in our own; its name leaves room for the sockets of multiprocessing
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers]
+    command += [f"tests/test_house.py::{test_a_killed_process_leaves_files.__name__}"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience(300), check=False
+        command,
+        cwd=ROOT,
+        env={**environment, "TMPDIR": str(system)},
+        capture_output=True,
+        text=True,
+        timeout=patience(300),
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+    assert done.stderr == ""
     assert [str(path) for path in system.rglob("*") if not (path.is_dir() and path.name.startswith("pytest-of-"))] == []
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attn.attention import Attention, Site
 from attn.models import spec
-from attn.modules.aw import AW, AWConv2d, conv_settings, plan
+from attn.modules._layers import conv_settings
+from attn.modules.aw import AW, AWConv2d, plan
 
 
 class GatedConv2d(nn.Conv2d):

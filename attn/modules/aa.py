@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
+from attn.modules._layers import dense_conv, working_stride
 
 
 class AA(Attention):
@@ -129,32 +130,3 @@ class AA(Attention):
     @classmethod
     def default_stages(cls, present: Sequence[int]) -> Sequence[int]:
         return present[-3:]
-
-
-def dense_conv(site: Site, name: str) -> nn.Conv2d:
-    """The convolution of a `conv` site.
-
-    Raises:
-        ValueError: there is none, it has groups, or it is no plain zero-padded `nn.Conv2d` that keeps the size at stride 1.
-    """
-    conv = site.conv
-    if conv is None:
-        raise ValueError(f"{name} replaces a convolution: use it in the conv slot")
-    if conv.groups != 1:
-        raise ValueError(
-            f"{name} replaces dense convolutions, but the one at stage {site.stage} has {conv.groups} groups; "
-            "where the backbone has a choice, convs=pointwise picks dense ones"
-        )
-    kernel, dilation, padding = conv.kernel_size, conv.dilation, conv.padding
-    same = not isinstance(padding, str) and all(2 * padding[i] == dilation[i] * (kernel[i] - 1) for i in (0, 1))
-    if type(conv).forward is not nn.Conv2d.forward or conv.padding_mode != "zeros" or not same or len(set(conv.stride)) > 1:
-        raise ValueError(
-            f"{name} cannot replace {type(conv).__name__} (kernel_size={kernel}, padding={padding}, stride={conv.stride}); "
-            "it replaces an nn.Conv2d with zero padding of half the kernel and one stride"
-        )
-    return conv
-
-
-def working_stride(site: Site, downsample: Sequence[int]) -> int:
-    """Input pixels per pixel of the maps that the attention works on."""
-    return site.stride * (2 if site.stage in downsample else 1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site, hidden_width, select
-from attn.modules.norm import MapBatchNorm
+from attn.modules._layers import MapBatchNorm, bin_average, conv_settings
 
 Form = Literal["auto", "grouped", "taps", "scale"]
 Ratio = int | str | None
@@ -216,26 +216,6 @@ class AW(AWConv2d, Attention):
         self, feats: tuple[Tensor, ...], state: None
     ) -> tuple[Tensor, None]:
         return self.refine(feats[-1]), state
-
-
-def conv_settings(conv: nn.Conv2d) -> dict[str, Any]:
-    """Arguments of `nn.Conv2d` that make a convolution like this one."""
-    keys = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {key: getattr(conv, key) for key in keys} | {"bias": conv.bias is not None}
-
-
-def bin_average(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling of [N, C, H, W] to [N, C, *size]."""
-    if size == (1, 1):
-        return x.mean((2, 3), keepdim=True)
-    if not torch.are_deterministic_algorithms_enabled():
-        return F.adaptive_avg_pool2d(x, size)
-    # The adaptive pooling of CUDA has no deterministic gradient; slices do.
-    for axis, bins in zip((2, 3), size, strict=True):
-        length = x.shape[axis]
-        edges = [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
-        x = torch.stack([x.narrow(axis, start, end - start).mean(axis) for start, end in edges], axis)
-    return x
 
 
 def _ratio(size: int, ratio: Ratio, name: str) -> int:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from timm.layers import get_act_layer
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Site, hidden_width, select
-from attn.modules.norm import VectorBatchNorm
-
-T = TypeVar("T")
-Base = Literal["refined", "input"]
-Bridged = tuple[Tensor, ...] | None  # descriptors [N, C_i] of the convolutions before
+from attn.attention import Attention, Gate, Site
+from attn.modules._bridge import Base, Bridged, Reach, bridge_width, build_where_bridged
+from attn.modules._layers import VectorBatchNorm, activation
 
 
 class BA(Gate):
@@ -62,9 +58,9 @@ class BA(Gate):
         self.bridges = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden, bias=False), VectorBatchNorm(hidden)) for width in widths
         )
-        self.act = activation(act, "act")
+        self.act = activation(act, "BA: act")()
         self.expand = nn.Linear(hidden, site.width, bias=False)
-        self.gate = activation(gate, "gate")
+        self.gate = activation(gate, "BA: gate")()
         self.unused = nn.Linear(2 * hidden, hidden, bias=False) if unused and site.block == 0 else None
 
     def unused_parameters(self) -> list[str]:
@@ -83,92 +79,3 @@ class BA(Gate):
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
         return build_where_bridged(cls, sites, options)
-
-
-class Reach:
-    """The layers that a site bridges: its block's own convolutions, and of those before as many as q asks for (eq. 10).
-
-    `widths` are their channels, in the order of the network.
-
-    Raises:
-        ValueError: the block has one convolution alone, or q is below 1.
-    """
-
-    def __init__(self, site: Site, q: int | None, earlier: Sequence[int]) -> None:
-        own = bridged(site)
-        if q is not None and q < 1:
-            raise ValueError(f"BA: q={q} must be 1 or more convolutions before the last, or null for all of the block's")
-        self.q = q
-        self.count = len(own) if q is None else min(q + 1, len(own))
-        missing = 0 if q is None else min(q + 1 - self.count, len(earlier))
-        self.before = missing
-        self.widths = (*earlier[len(earlier) - missing :], *own[len(own) - self.count :])
-
-    def own(self, feats: Sequence[T]) -> Sequence[T]:
-        """Of one item per convolution of the block, those of the convolutions that are bridged."""
-        return feats[len(feats) - self.count :]
-
-    def collect(self, own: Sequence[Tensor], state: Bridged) -> tuple[list[Tensor], Bridged]:
-        """All descriptors to be bridged, from the block's own and those handed on; and what to hand on in turn."""
-        if self.q is None:
-            return list(own), state
-        known = [*(state or ()), *own]
-        return known[len(known) - self.count - self.before :], tuple(known[-self.q :])
-
-
-def bridged(site: Site) -> tuple[int, ...]:
-    """Channels of the conv outputs to bridge: all of the block's.
-
-    Raises:
-        ValueError: there is only one.
-    """
-    widths = site.widths[1:]
-    if len(widths) < 2:
-        raise ValueError(
-            f"bridge attention needs at least two convolutions to bridge, but the site at stage {site.stage}, "
-            f"block {site.block} sees {len(widths)}"
-        )
-    return widths
-
-
-def build_where_bridged(
-    cls: type[Attention], sites: Sequence[Site], options: Mapping[str, Any], least: int = 2
-) -> list[Attention | None]:
-    """One module per site with at least `least` convolutions, None for the others.
-
-    Raises:
-        ValueError: the constructor refuses a site, as it does where no site has enough convolutions.
-    """
-    enough = [len(site.widths) > least for site in sites]
-    possible = [site for site, fits in zip(sites, enough, strict=True) if fits]
-    modules: list[Attention] = []
-    earlier: list[int] = []
-    for site in select(possible or sites, None):
-        modules.append(cls(site, **options, **({} if options.get("q") is None else {"earlier": tuple(earlier)})))
-        earlier += site.widths[1:]
-    built = iter(modules)
-    return [next(built) if fits else None for fits in enough]
-
-
-def bridge_width(site: Site, reduction: float, reduction_of: Base) -> int:
-    """Width of the squeezed descriptors.
-
-    Raises:
-        ValueError: it would be 0.
-    """
-    return hidden_width(site.width if reduction_of == "refined" else site.widths[0], reduction, "BA")
-
-
-def activation(name: str, key: str) -> nn.Module:
-    """timm's activation of a name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        found = get_act_layer(name)
-    except (KeyError, AssertionError):
-        found = None
-    if found is None:
-        raise ValueError(f"BA: {key}={name!r} is no activation of timm; use relu, silu, sigmoid, hard_sigmoid ...")
-    return found()

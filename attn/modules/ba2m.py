@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.norm import MapBatchNorm, VectorBatchNorm
+from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 Branch = Literal["channel", "local_spatial", "global_spatial"]
 BRANCHES: tuple[Branch, ...] = ("channel", "local_spatial", "global_spatial")

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site, hidden_width
-from attn.modules.ba import build_where_bridged
-from attn.modules.norm import VectorBatchNorm
+from attn.modules._bridge import build_where_bridged
+from attn.modules._layers import VectorBatchNorm
 
 Position = Literal["prev,conv3", "prev,end", "curr,conv1", "curr,conv2", "curr,conv1&2"]
 CONVS: dict[str, tuple[int, ...]] = {"curr,conv1": (1,), "curr,conv2": (2,), "curr,conv1&2": (1, 2)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attn.attention import Site
 from attn.modules.ba import BA
-from attn.modules.fca import DCT, map_size
+from attn.modules.fca import DCT
 
 
 class BAFca(BA):
@@ -29,7 +29,7 @@ class BAFca(BA):
 
     def __init__(self, site: Site, input_size: int = 224, **options: Any) -> None:
         super().__init__(site, **options)
-        size = map_size(site, input_size)
+        size = DCT.map_size(site, input_size)
         self.dcts = nn.ModuleList(DCT(width, size) for width in self.reach.own(site.widths))
 
     def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:

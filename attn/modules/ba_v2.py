@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site
-from attn.modules.ba import Base, Bridged, Reach, activation, bridge_width, build_where_bridged
-from attn.modules.norm import VectorBatchNorm
+from attn.modules._bridge import Base, Bridged, Reach, bridge_width, build_where_bridged
+from attn.modules._layers import VectorBatchNorm, activation
 
 
 class BAv2(Gate):
@@ -47,9 +47,9 @@ class BAv2(Gate):
         self.bridges = nn.ModuleList(nn.Linear(width, hidden, bias=False) for width in widths)
         self.select = nn.Linear(len(self.bridges), 1)
         self.norm = VectorBatchNorm(hidden)
-        self.act = activation(act, "act")
+        self.act = activation(act, "BA: act")()
         self.expand = nn.Linear(hidden, site.width, bias=False)
-        self.gate = activation(gate, "gate")
+        self.gate = activation(gate, "BA: gate")()
 
     def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
         descriptors, state = self.reach.collect([self.squeeze(f) for f in self.reach.own(feats)], state)

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site, hidden_width
-from attn.modules.norm import MapBatchNorm, VectorBatchNorm
+from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 
 class BAM(Attention):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site, hidden_width
-from attn.modules.norm import MapBatchNorm
+from attn.modules._layers import MapBatchNorm, scale_channels
 
 Pool = Literal["avg", "max", "avg+max"]
 POOLS: dict[str, tuple[str, ...]] = {"avg": ("avg",), "max": ("max",), "avg+max": ("avg", "max")}
@@ -126,8 +126,3 @@ class CBAM(Attention):
         if self.spatial is not None:
             x = x * self.spatial.excite(self.spatial.squeeze(x))
         return x
-
-
-def scale_channels(x: Tensor, weights: Tensor) -> Tensor:
-    """Multiplies [N, C, H, W] by [N, C]."""
-    return x * weights[:, :, None, None]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.cbam import CBAM, ChannelAttention, SpatialAttention, scale_channels
+from attn.modules._layers import MapBatchNorm, scale_channels
+from attn.modules.cbam import CBAM, ChannelAttention, SpatialAttention
 from attn.modules.dca import Form, Matching, Printed, Schema, connection_of, matched_width, parameters_of, previous_width
-from attn.modules.norm import MapBatchNorm
 
 Maps = tuple[Tensor | None, Tensor | None]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.aa import AA, working_stride
+from attn.modules._layers import working_stride
+from attn.modules.aa import AA
 
 
 class EA(AA):

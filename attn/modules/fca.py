@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Gate, Site, hidden_width
-from attn.modules.aw import bin_average
+from attn.modules._layers import bin_average
 
 # FcaNet-TS: the 16 lowest-frequency winners of the two-step selection, best first, on a 7 x 7 grid.
 ROWS = (0, 0, 6, 0, 0, 1, 1, 4, 5, 1, 3, 0, 0, 0, 3, 2)
@@ -51,6 +51,17 @@ class DCT(nn.Module):
             x = bin_average(x, (self.size, self.size))
         return (x * self.basis[self.part].to(x.dtype)).sum((2, 3))
 
+    @staticmethod
+    def map_size(site: Site, input_size: int) -> int:
+        """S: the side of the site's maps for images of `input_size` pixels, at least 7.
+
+        Raises:
+            ValueError: `input_size` is not positive.
+        """
+        if input_size < 1:
+            raise ValueError(f"Fca: input_size={input_size} must be the side of the input images in pixels, at least 1")
+        return max(7, -(-input_size // site.stride))
+
 
 class Fca(Gate):
     """SE whose global average is replaced by `DCT`: FcaNet-TS.
@@ -69,7 +80,7 @@ class Fca(Gate):
     def __init__(self, site: Site, reduction: float = 16, bias: bool = False, input_size: int = 224) -> None:
         super().__init__()
         hidden = hidden_width(site.width, reduction, "Fca")
-        self.dct = DCT(site.width, map_size(site, input_size))
+        self.dct = DCT(site.width, DCT.map_size(site, input_size))
         self.fc1 = nn.Linear(site.width, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, site.width, bias=bias)
 
@@ -84,14 +95,3 @@ def cosine(frequency: int, size: int) -> Tensor:
     """One basis function of the orthonormal DCT-II, [size]."""
     t = torch.arange(size) + 0.5
     return torch.cos(math.pi * frequency * t / size) * ((2 if frequency else 1) / size) ** 0.5
-
-
-def map_size(site: Site, input_size: int) -> int:
-    """S: the side of the site's maps for images of `input_size` pixels, at least 7.
-
-    Raises:
-        ValueError: `input_size` is not positive.
-    """
-    if input_size < 1:
-        raise ValueError(f"Fca: input_size={input_size} must be the side of the input images in pixels, at least 1")
-    return max(7, -(-input_size // site.stride))

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Gate, Site, hidden_width
-from attn.modules.norm import VectorBatchNorm
+from attn.modules._layers import VectorBatchNorm
 
 
 class GEThetaMinus(Gate):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site
-from attn.modules.aa import dense_conv
+from attn.modules._layers import dense_conv
 
 
 class SASA(Attention):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import Conv2dSame, get_act_layer
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from attn.attention import Attention, Site, hidden_width
-from attn.modules.norm import VectorBatchNorm
+from attn.modules._layers import VectorBatchNorm, activation
 
 
 class SK(Attention):
@@ -53,10 +53,10 @@ class SK(Attention):
             )
         if len(groups) != len(dilations):
             raise ValueError(f"SK: groups={groups} and dilations={list(dilations)} must have one entry per branch")
-        activation = activation_class(act)
+        act_layer = activation(act, "SK: act")
         convs = [site.conv] + [branch_conv(site.conv, d, g) for d, g in zip(dilations[1:], groups[1:], strict=True)]
         self.branches = nn.ModuleList(
-            nn.Sequential(conv, nn.BatchNorm2d(site.width), activation(inplace=True)) for conv in convs
+            nn.Sequential(conv, nn.BatchNorm2d(site.width), act_layer(inplace=True)) for conv in convs
         )
         hidden = max(hidden_width(site.width, reduction, "SK"), min_width)
         self.fc1 = nn.Linear(site.width, hidden, bias=False)
@@ -118,18 +118,3 @@ def branch_conv(conv: nn.Conv2d, dilation: int, groups: int | None) -> nn.Conv2d
     if branch.bias is not None:
         nn.init.zeros_(branch.bias)
     return branch
-
-
-def activation_class(name: str) -> type[nn.Module]:
-    """timm's class of an activation.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
-    try:
-        found = get_act_layer(name)
-    except (KeyError, AssertionError):
-        found = None
-    if found is None:
-        raise ValueError(f"SK: act={name!r} is no activation of timm; use relu, relu6, silu, hard_swish ...")
-    return found

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Gate, Site
-from attn.modules.norm import VectorBatchNorm
+from attn.modules._layers import VectorBatchNorm
 
 
 class SRM(Gate):

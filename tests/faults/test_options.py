@@ -66,6 +66,7 @@ def test_a_killed_run_continues_with_all_of_them(tmp_path: Path, slot: str) -> N
     assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_compiled_training_on_two_ranks(tmp_path: Path) -> None:
     """DDP, compilation, EMA, the fp16 scaler, recomputed activations, accumulation and channels_last at once.
 

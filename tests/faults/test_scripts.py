@@ -142,6 +142,7 @@ def test_a_mistake_is_answered_before_any_work(name: str, mistake: list[str], sa
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_kill_test_kills_and_compares() -> None:
     result = script("killtest", "--times", 1, "--", "schedule.epochs=1", "schedule.batch_size=256")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -141,6 +141,7 @@ def any_cluster(request: pytest.FixtureRequest, tmp_path: Path, cluster: dict[st
     return {**cluster, "PYTHON": str(python)}
 
 
+@pytest.mark.slow
 def test_the_slurm_script_requeues_until_done(tmp_path: Path, any_cluster: dict[str, str]) -> None:
     cluster, run_dir = any_cluster, tmp_path / "run"
     command = ["bash", "scripts/slurm.sh", *TINY, "data.workers=1", f"run_dir={run_dir}"]

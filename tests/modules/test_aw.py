@@ -19,7 +19,8 @@ from torchvision.ops import FeaturePyramidNetwork
 import attn
 from attn.attention import Site
 from attn.models.fpn import GatedAWConv2d, GatedConv2d, add_attention
-from attn.modules.aw import AW, AWConv2d, bin_average
+from attn.modules._layers import bin_average
+from attn.modules.aw import AW, AWConv2d
 from attn.modules.ba import BA
 from attn.modules.cbam import CBAM
 from attn.modules.se import SE

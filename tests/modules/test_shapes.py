@@ -15,7 +15,7 @@ import attn
 from attn.attention import Attention, Gate, Site, StageAttention
 from attn.backbones import families
 from attn.models.create import attach
-from attn.models.spec import SLOTS, resolve_attention
+from attn.models.spec import resolve_attention
 
 N = 2
 
@@ -24,26 +24,22 @@ def placed(backbone: str, attention: str) -> tuple[nn.Module, list[tuple[str, Si
     """A network, and each of its attentions with the slot and the site that it was built for."""
     torch.manual_seed(0)
     model = attn.create_model(backbone, None, 8, **SIZES.get(backbone, {}))
-    family, slots = family_of_timm(model), resolve_attention(attention)
+    family = next(family for family in families() if isinstance(model, family.network))
+    spec = resolve_attention(attention)
     where = {
-        "block": slots["position"] or family.block_positions[0],
-        "conv": slots["convs"] or family.conv_kinds[0],
+        "block": spec.position or family.block_positions[0],
+        "conv": spec.convs or (family.conv_kinds or ("",))[0],
         "stage": "",
     }
-    places = [(slot, place) for slot in SLOTS if slot in slots for place in list(family.places(model, slot, where[slot]))]
-    attach(model, family, slots)
+    sockets = [(slot, place) for slot in spec.filled for place in family.places(model, slot, where[slot])]
+    attach(model, family, spec)
     found = []
-    for slot, place in places:
+    for slot, place in sockets:
         module = getattr(place.owner, place.name, None)
         module = module.attention if isinstance(module, StageAttention) else module
         if isinstance(module, Attention):
             found.append((slot, place.site, module))
     return model, found
-
-
-def family_of_timm(model: nn.Module) -> Any:
-    """The family of a network that has our classes already."""
-    return next(f for f in families() if isinstance(model, f.network))
 
 
 def watch(module: nn.Module, name: str, check: Callable[[tuple[Any, ...], Any], None]) -> None:

@@ -64,6 +64,7 @@ def test_the_wheel_holds_code_configs_types_and_licence(wheel: Path) -> None:
     assert configs == {name.removeprefix("attn/") for name in names if name.startswith("attn/configs/")}
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_and_evaluates_in_another_folder(installed: Path, tmp_path: Path) -> None:
     found = run(
         [str(installed / "python"), "-c", "import attn; print(attn.__file__, len(attn.list_attentions()))"], tmp_path

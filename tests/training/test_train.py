@@ -130,6 +130,7 @@ def test_a_longer_run_starts_from_a_checkpoint_only_when_forced(finished: Path, 
     assert [row["epoch"] for row in rows(tmp_path / "longer")] == [3]
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     """Without batch statistics the gradient of a batch does not depend on how ranks share it."""
     histories = []

@@ -1,0 +1,111 @@
+"""What several papers' files share: norms, poolings, and what is asked of a convolution or an option. No attention lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import get_act_layer
+from torch import Tensor, nn
+
+from attn.attention import Site
+
+
+class VectorBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over descriptors [N, C] that also trains at one image per device.
+
+    A batch of one has no variance: `nn.BatchNorm1d` raises. Here such a batch is normalised by the running statistics, which
+    it leaves as they are. With two images or more it is `nn.BatchNorm1d`, names included.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+class MapBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over maps [N, C, H, W] that also trains where every channel has a single value (N = H = W = 1).
+
+    Such a batch is normalised by the running statistics, as in `VectorBatchNorm`. Otherwise it is `nn.BatchNorm2d`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+def bin_average(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of [N, C, H, W] to [N, C, *size]."""
+    if size == (1, 1):
+        return x.mean((2, 3), keepdim=True)
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.adaptive_avg_pool2d(x, size)
+    # The adaptive pooling of CUDA has no deterministic gradient; slices do.
+    for axis, bins in zip((2, 3), size, strict=True):
+        length = x.shape[axis]
+        edges = [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
+        x = torch.stack([x.narrow(axis, start, end - start).mean(axis) for start, end in edges], axis)
+    return x
+
+
+def scale_channels(x: Tensor, weights: Tensor) -> Tensor:
+    """Multiplies [N, C, H, W] by [N, C]."""
+    return x * weights[:, :, None, None]
+
+
+def dense_conv(site: Site, name: str) -> nn.Conv2d:
+    """The convolution of a `conv` site.
+
+    Raises:
+        ValueError: there is none, it has groups, or it is no plain zero-padded `nn.Conv2d` that keeps the size at stride 1.
+    """
+    conv = site.conv
+    if conv is None:
+        raise ValueError(f"{name} replaces a convolution: use it in the conv slot")
+    if conv.groups != 1:
+        raise ValueError(
+            f"{name} replaces dense convolutions, but the one at stage {site.stage} has {conv.groups} groups; "
+            "where the backbone has a choice, convs=pointwise picks dense ones"
+        )
+    kernel, dilation, padding = conv.kernel_size, conv.dilation, conv.padding
+    same = not isinstance(padding, str) and all(2 * padding[i] == dilation[i] * (kernel[i] - 1) for i in (0, 1))
+    if type(conv).forward is not nn.Conv2d.forward or conv.padding_mode != "zeros" or not same or len(set(conv.stride)) > 1:
+        raise ValueError(
+            f"{name} cannot replace {type(conv).__name__} (kernel_size={kernel}, padding={padding}, stride={conv.stride}); "
+            "it replaces an nn.Conv2d with zero padding of half the kernel and one stride"
+        )
+    return conv
+
+
+def working_stride(site: Site, downsample: Sequence[int]) -> int:
+    """Input pixels per pixel of the maps that the attention works on."""
+    return site.stride * (2 if site.stage in downsample else 1)
+
+
+def conv_settings(conv: nn.Conv2d) -> dict[str, Any]:
+    """Arguments of `nn.Conv2d` that make a convolution like this one."""
+    keys = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {key: getattr(conv, key) for key in keys} | {"bias": conv.bias is not None}
+
+
+def activation(name: str, key: str) -> type[nn.Module]:
+    """timm's class of an activation.
+
+    Args:
+        name: timm's name.
+        key: the attention and its option, for the error, as in `BA: act`.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    try:
+        found = get_act_layer(name)
+    except (KeyError, AssertionError):
+        found = None
+    if found is None:
+        raise ValueError(f"{key}={name!r} is no activation of timm; use relu, relu6, silu, sigmoid, hard_sigmoid ...")
+    return found
