@@ -74,7 +74,9 @@ def test_once_an_epoch_with_a_warmup_that_ends_within_one() -> None:
     st.integers(1, 12),
     st.floats(0, 12),
 )
-def test_it_rises_during_warmup_then_never_rises(mode: str, warmup_mode: str, update: str, epochs: int, warmup: float) -> None:
+def test_it_rises_during_warmup_then_never_rises(
+    mode: str, warmup_mode: str, update: str, epochs: int, warmup: float
+) -> None:
     warmup = min(warmup, epochs)
     schedule = Schedule(curve=mode, warmup_mode=warmup_mode, update=update, epochs=epochs, warmup_epochs=warmup)
     lrs = curve(schedule)

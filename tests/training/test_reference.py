@@ -132,7 +132,9 @@ def assert_same(found: dict[str, Any], expected: dict[str, dict[str, Tensor]], s
     for key in ("model", "ema"):
         moved = max(float((expected[key][name] - before[name]).detach().abs().max()) for name in before)
         for name in before:
-            torch.testing.assert_close(found[key][name], expected[key][name], rtol=0, atol=tolerance * moved, msg=f"{key} {name}")
+            torch.testing.assert_close(
+                found[key][name], expected[key][name], rtol=0, atol=tolerance * moved, msg=f"{key} {name}"
+            )
 
 
 def test_sgd(tmp_path: Path) -> None:
