@@ -18,7 +18,9 @@ def test_the_scores_are_those_of_all_images(classes: int) -> None:
         Data(name="fake", source="fake", samples=37, num_classes=classes, image_size=8, test_resize=8, workers=0)
     )
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(576, classes))
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(576, classes)
+    )
     statistics = [buffer.clone() for buffer in model.buffers()]
     scores = evaluate(model.train(), data, Ranks(0, 1, torch.device("cpu")), 8, 0, None, False)
     assert model.training
