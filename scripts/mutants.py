@@ -87,7 +87,7 @@ def copy_checkout(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def run_tests(copy: Path, tests: Sequence[str], output: Path, timeout: float) -> int:
+def run_tests(copy: Path, tests: Sequence[str], output: Path, timeout: float, *options: str) -> int:
     """pytest's exit code, or TIMEOUT. A fork of this process, which has imported what takes seconds, but nothing of the copy."""
     shutil.rmtree(copy / ".hypothesis", ignore_errors=True)  # failures of another mutant
     child = os.fork()
@@ -108,7 +108,7 @@ def run_tests(copy: Path, tests: Sequence[str], output: Path, timeout: float) ->
             assert str(found and found.origin).startswith(str(copy)), f"attn is not the copy's: {found}"
             import pytest
 
-            code = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "--durations=0"]))
+            code = int(pytest.main([*tests, "-q", "-p", "no:cacheprovider", *options]))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -181,7 +181,7 @@ def main() -> None:
             path.write_text(original.replace(mutant.old, mutant.new))
             start = time.monotonic()
             try:
-                code = run_tests(copy, mutant.tests, output, args.timeout)
+                code = run_tests(copy, mutant.tests, output, args.timeout, "-x")
             finally:
                 path.write_text(original)
             verdict = {PASSED: "SURVIVED", FAILED: "killed", TIMEOUT: "killed (time)"}.get(code)
