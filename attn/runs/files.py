@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import IO, Any
 
 
 def replace_by_link(source: Path, target: Path) -> None:
-    """Makes `target` another name of `source`, atomically; a copy where the file system has no links."""
+    """Makes `target` another name of `source`, atomically; a copy, flushed to the disk, where the file system has no links."""
     temporary = target.with_name(f"{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, temporary)
+        with open(source, "rb") as content, open(temporary, "wb") as copy:
+            shutil.copyfileobj(content, copy)
+            _flush(copy)
     os.replace(temporary, target)
 
 
@@ -27,6 +30,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Replaces the text of a file; it is on the disk before this returns."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
+    with open(temporary, "w") as file:
+        file.write(text)
+        _flush(file)
     os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def _flush(file: IO[Any]) -> None:
+    """To the disk: a rename may reach it before the content does, and a power cut would leave an empty file."""
+    file.flush()
+    os.fsync(file.fileno())

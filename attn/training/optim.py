@@ -37,7 +37,7 @@ def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
     if step < warmup:
         if schedule.warmup_lr is None:
             per_epoch = steps_per_epoch if schedule.update == "epoch" else 1
-            return schedule.lr * (step + per_epoch) / warmup
+            return schedule.lr * min((step + per_epoch) / warmup, 1.0)  # the last epoch may reach past the warm-up's end
         return schedule.warmup_lr + (schedule.lr - schedule.warmup_lr) * step / warmup
     before = 0 if schedule.warmup_mode == "overlap" else warmup
     if schedule.curve == "cosine":

@@ -124,7 +124,7 @@ def test_features_only_are_the_intermediates(mini: str, attention: str | None) -
 def test_shufflenet_is_torchvisions(size: str) -> None:
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, f"shufflenet_v2_{size}")(num_classes=10)
-    ours = timm.create_model(f"shufflenet_v2_{size}", num_classes=10)
+    ours = attn.create_model(f"shufflenet_v2_{size}", None, 10)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     for training in (True, False):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import functional as TF
 
+from attn import rng
 from attn.config.schema import Data
 from attn.data.datasets import load_dataset, stratified
-from attn.data.loader import Batch, evaluation_batches, evaluation_data, train_data
+from attn.data.loader import Batch, Seeded, evaluation_batches, evaluation_data, train_data
+from attn.data.transforms import eval_transform, train_transform
 from attn.distributed import Ranks
 
 CPU = torch.device("cpu")
@@ -83,6 +88,56 @@ def test_evaluation_shows_every_image_once(world: int, batch_size: int) -> None:
         for i in batch.indices.tolist()
     ]
     assert sorted(seen) == list(range(len(dataset)))
+
+
+@pytest.mark.parametrize(("hflip", "expected"), [(0.0, 0), (0.5, 200), (1.0, 400)])
+@pytest.mark.parametrize("crop", ["resize", "pad", "random_resized"])
+def test_the_share_of_flipped_images(crop: str, hflip: float, expected: int) -> None:
+    """Of 400 images, dark on the left and bright on the right."""
+    image = Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1))).convert("RGB")
+    data = Data(name="x", crop=crop, pad=1, hflip=hflip, mean=[0.0] * 3, std=[1.0] * 3, crop_scale=[0.5, 1.0], **SMALL)
+    samples = Seeded([(image, 0)] * 400, train_transform(data), seed=0)  # type: ignore[arg-type]
+    flipped = 0
+    for index in range(400):
+        pixels = samples[0, index][0]
+        flipped += bool(pixels[..., :4].mean() > pixels[..., -4:].mean())
+    assert abs(flipped - expected) <= (40 if 0 < hflip < 1 else 0)  # four standard deviations
+
+
+def test_seed_epoch_and_index_each_change_the_augmentation() -> None:
+    """And nothing else does: neither what was drawn before, nor the image's place in the data set's order."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    transform = train_transform(Data(name="x", color_jitter=0.4, **SMALL))
+
+    def crop(seed: int, epoch: int, index: int) -> bytes:
+        return Seeded([(image, 0)] * 4, transform, seed)[epoch, index][0].numpy().tobytes()  # type: ignore[arg-type]
+
+    keys = [(seed, epoch, index) for seed in (0, 1) for epoch in (0, 1) for index in (0, 1)]
+    assert len({crop(*key) for key in keys}) == len(keys)
+    assert crop(0, 1, 0) == crop(0, 1, 0)
+
+
+@pytest.mark.parametrize("seed", [rng.seed_everything, rng.seed_sample])
+def test_a_key_seeds_python_numpy_and_torch(seed: Callable[..., None]) -> None:
+    def draw(*key: int | str) -> tuple[float, float, float]:
+        seed(*key)
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    one, other = draw(0, "sample", 1, 2), draw(0, "sample", 2, 1)
+    assert one == draw(0, "sample", 1, 2)
+    assert all(a != b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("size", "interpolation"), [((60, 50), "bilinear"), ((41, 90), "bicubic"), ((30, 33), "bilinear")])
+def test_evaluation_pixels_are_torchvisions(size: tuple[int, int], interpolation: str) -> None:
+    """The shorter side to `test_resize`, the middle of `image_size`, and the mean and deviation of each channel."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    data = Data(image_size=32, test_resize=40, test_interpolation=interpolation, interpolation="nearest")
+    resized = TF.resize(image, 40, {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}[interpolation])
+    assert min(resized.size) == 40
+    pixels = TF.to_tensor(TF.center_crop(resized, [32, 32]))
+    expected = TF.normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(eval_transform(data)(image), expected, rtol=0, atol=1e-6)
 
 
 def test_digits_are_real_and_split_by_class() -> None:

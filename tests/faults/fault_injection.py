@@ -118,21 +118,26 @@ def _full_disk_in_save(first: int, last: int) -> None:
 
 
 def nan_loss(step: int, times: int = 1) -> Callable[[], None]:
-    """The images of a step become NaN."""
-    return partial(_change_images, step, times, float("nan"))
+    """The images of a step, or of several, become NaN."""
+    return partial(_nan_loss, step, times)
 
 
-def huge_images(step: int, times: int) -> Callable[[], None]:
-    return partial(_change_images, step, times, 1e30)
+def first_scale(scale: float) -> Callable[[], None]:
+    """What the scaler of fp16 begins with."""
+    return partial(_first_scale, scale)
 
 
-def _change_images(step: int, times: int, factor: float) -> None:
+def _first_scale(scale: float) -> None:
+    torch.amp.GradScaler = partial(torch.amp.GradScaler, init_scale=scale)  # type: ignore[assignment, misc]
+
+
+def _nan_loss(step: int, times: int) -> None:
     original, seen = loop.to_device, {"step": -1}
     _wrap(state.State, "begin_step", lambda self: seen.update(step=self.step))
 
     def to_device(batch: Any, *args: Any) -> Any:
         batch = original(batch, *args)
-        return batch._replace(images=batch.images * factor) if step <= seen["step"] < step + times else batch
+        return batch._replace(images=batch.images * float("nan")) if step <= seen["step"] < step + times else batch
 
     loop.to_device = to_device
 

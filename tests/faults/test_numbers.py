@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fault_harness import PER_EPOCH, TINY, Run, compose_config, finished
-from fault_injection import huge_images, nan_loss
+from fault_injection import first_scale, nan_loss
 from timm.utils import ModelEmaV3
 
 from attn.data.loader import train_data
@@ -65,13 +65,14 @@ def test_skipping_has_an_end(tmp_path: Path) -> None:
 
 
 def test_a_scaler_skips_counts_and_gives_up(tmp_path: Path) -> None:
-    """Huge images: the loss overflows in half precision; the scale is halved each time."""
-    finished(tmp_path / "run", "schedule.amp=fp16", faults=[huge_images(1, 2)])
-    assert metrics.read_metrics(tmp_path / "run")[0]["skipped"] == 2
+    """Each step that is skipped halves the scale. It begins low: here no finite loss overflows in half precision."""
+    start = first_scale(2.0**6)
+    finished(tmp_path / "run", "schedule.amp=fp16", faults=[start, nan_loss(1, times=2)])
+    assert [row["skipped"] for row in metrics.read_metrics(tmp_path / "run")] == [2, 0]
     content = checkpoint.read(tmp_path / "run" / "last.pt")
-    assert content["scaler"]["scale"] == 65536 / 4
+    assert content["scaler"]["scale"] == 2.0**4
     assert is_finite(content)
-    stopped = Run(tmp_path / "other", "schedule.amp=fp16", "max_skipped=3", faults=[huge_images(1, 9)])
+    stopped = Run(tmp_path / "other", "schedule.amp=fp16", "max_skipped=3", faults=[start, nan_loss(1, times=9)])
     assert stopped.wait() == [3]
     assert "step 4" in stopped.text
     assert "max_skipped=3" in stopped.text

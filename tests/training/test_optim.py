@@ -61,19 +61,29 @@ def test_once_an_epoch() -> None:
     assert lrs[10] == pytest.approx(0.1)
 
 
+def test_once_an_epoch_with_a_warmup_that_ends_within_one() -> None:
+    lrs = curve(Schedule(epochs=4, update="epoch", warmup_epochs=1.5))
+    after = [0.1 * (1 + math.cos(math.pi * (step - 15) / 25)) / 2 for step in (20, 30)]
+    assert lrs[::PER_EPOCH] == pytest.approx([0.1 * 10 / 15, 0.1, *after])
+
+
 @given(
     st.sampled_from(["cosine", "step", "constant"]),
     st.sampled_from(["inside", "overlap", "before"]),
     st.sampled_from(["step", "epoch"]),
     st.integers(1, 12),
-    st.integers(0, 12),
+    st.floats(0, 12),
 )
-def test_it_rises_during_warmup_then_never_rises(mode: str, warmup_mode: str, update: str, epochs: int, warmup: int) -> None:
+def test_it_rises_during_warmup_then_never_rises(
+    mode: str, warmup_mode: str, update: str, epochs: int, warmup: float
+) -> None:
     warmup = min(warmup, epochs)
     schedule = Schedule(curve=mode, warmup_mode=warmup_mode, update=update, epochs=epochs, warmup_epochs=warmup)
     lrs = curve(schedule)
     assert all(0 <= lr <= 0.1 + 1e-12 for lr in lrs)
-    rising, falling = lrs[: warmup * PER_EPOCH], lrs[warmup * PER_EPOCH :]
+    last = round(warmup * PER_EPOCH)  # steps of the warm-up; the epoch in which it ends keeps the rate of its beginning
+    last = math.ceil(last / PER_EPOCH) * PER_EPOCH if update == "epoch" else last
+    rising, falling = lrs[:last], lrs[last:]
     assert rising == sorted(rising)
     assert falling == sorted(falling, reverse=True)
 
