@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 
 from attn.config import groups, parse, schema
 from attn.errors import UserError
+from attn.models.defaults import without_defaults
 from attn.runs import directory, metrics
 from attn.tables.build import Build
 from attn.tables.rows import Row
@@ -47,15 +48,14 @@ def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
         try:
             content = yaml.safe_load((path.parent / directory.CONFIG).read_text())
             found.setdefault(_network_key(content), []).append((path.parent, content))
-        except (OSError, yaml.YAMLError, TypeError, KeyError):
+        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError):
             continue  # a directory of something else, or a run that was stopped while it wrote
     return found
 
 
 def _network_key(content: Mapping[str, Any]) -> str:
-    return json.dumps(
-        [content["backbone"], parse.without_partial(content["attention"]), content["data"]["name"]], sort_keys=True
-    )
+    network = without_defaults(content["backbone"], parse.without_partial(content["attention"] or {}))
+    return json.dumps([network, content["data"]["name"]], sort_keys=True)
 
 
 def matching_runs(row: Row, found: Mapping[str, list[tuple[Path, dict[str, Any]]]]) -> list[Run]:

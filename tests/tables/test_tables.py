@@ -323,6 +323,20 @@ def test_runs_are_found_by_what_they_trained(tmp_path: Path) -> None:
     assert tables.matching_runs(other, found) == []
 
 
+def test_runs_from_before_an_option_existed_are_found(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row.id == "dcanet/2a/2")
+    assert row.build is not None
+    for name, form in {"old": None, "now": "released", "other": "equations"}.items():
+        fake_run(tmp_path / name, row.build, [77.0])
+        config = OmegaConf.load(tmp_path / name / "config.yaml")
+        config.attention.block.form = form
+        if form is None:
+            del config.attention.block["form"]
+        OmegaConf.save(config, tmp_path / name / "config.yaml")
+    found = tables.find_runs(tmp_path)
+    assert {Path(run.path).name: run.differs for run in tables.matching_runs(row, found)} == {"old": [], "now": []}
+
+
 def test_a_run_by_another_recipe_is_shown_as_such(tmp_path: Path) -> None:
     row = next(row for row in ROWS if row.id == "ba_net/2/1")
     assert row.build is not None
