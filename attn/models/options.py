@@ -46,6 +46,20 @@ def options_of(cls: type) -> list[str]:
     return list(_parameters(getattr(cls, "__init__")))  # noqa: B009 (for mypy, which takes the plain form for an instance's)
 
 
+def defaults_of(cls: type) -> dict[str, Any]:
+    """The defaults of the options of `place` and the constructor, those of base classes included that they are passed on to."""
+    found: dict[str, Any] = {}
+    for method in ("place", "__init__"):
+        for function in (vars(base)[method] for base in cls.__mro__ if method in vars(base)):
+            parameters = inspect.signature(getattr(function, "__func__", function)).parameters.values()
+            for p in parameters:
+                if p.default is not p.empty:
+                    found.setdefault(p.name, p.default)
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return found
+
+
 def _parameters(function: Any) -> dict[str, Any]:
     """Names of the options of a constructor or of `place`, with their types."""
     if function is None:

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from attn.config.parse import flatten, to_dict
 from attn.config.schema import Config
 from attn.errors import UserError
+from attn.models.defaults import without_defaults
 from attn.runs.files import write_atomically
 
 DONE, LOCK, CONFIG = "DONE", "lock", "config.yaml"
@@ -91,12 +92,14 @@ def claim(run_dir: Path) -> Iterator[None]:
 def differences(old: Config, new: Config) -> list[str]:
     """Keys whose values differ and change the result, as `key: old -> new`.
 
-    `schedule.epochs` is one of them only if the learning rate of the epochs before depends on it.
+    `schedule.epochs` is one of them only if the learning rate of the epochs before depends on it. An option of the backbone or
+    the attention that one config lacks is equal to its default.
     """
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    was, now = (flatten(to_dict(cfg) | without_defaults(cfg.backbone, cfg.attention)) for cfg in (old, new))
     free = FREE if new.schedule.curve == "cosine" else FREE | {"schedule.epochs"}
     keys = [k for k in {**before, **after} if k not in free and not k.startswith("logger.")]
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if was.get(k) != now.get(k)]
 
 
 def write_config(run_dir: Path, cfg: Config) -> None:

@@ -1,0 +1,82 @@
+"""A network's mapping without what its classes' signatures say anyway: a config from before an option existed means its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from attn.attention import Attention
+from attn.models.create import create_model
+from attn.models.options import defaults_of
+from attn.models.spec import SETTINGS, SLOTS, locate
+
+
+def without_defaults(backbone: Mapping[str, Any], attention: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a network, without the keys that hold the default of the class that takes them.
+
+    Two networks are the same if this is equal, whichever version of a class wrote the one or the other: a key that one of them
+    lacks is then its default. Keys whose default is not known stay: those of a class that cannot be imported, and a backbone's
+    but for its rates and `in_chans`, which alone timm's entry points leave to the network's class.
+
+    Args:
+        backbone: `name` and options, as in `configs/backbone/*.yaml`.
+        attention: slots and settings, as in `configs/attention/*.yaml`.
+
+    Returns:
+        `{"backbone": ..., "attention": ...}` in plain containers.
+    """
+    filled = {key: _stripped(value) for key, value in attention.items()}
+    return {
+        "backbone": _differing(dict(backbone), _backbone_defaults(backbone["name"]) if len(backbone) > 1 else {}),
+        "attention": _differing(filled, {**dict.fromkeys(SLOTS), **SETTINGS}),
+    }
+
+
+def _stripped(node: Any) -> Any:
+    if isinstance(node, (list, tuple)):
+        return [_stripped(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    content = {key: _stripped(value) for key, value in node.items()}
+    target = content.get("_target_")
+    return _differing(content, _target_defaults(target)) if isinstance(target, str) else content
+
+
+def _differing(content: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are not the defaults; true is not 1."""
+    return {
+        key: value
+        for key, value in content.items()
+        if key not in defaults or value != defaults[key] or isinstance(value, bool) != isinstance(defaults[key], bool)
+    }
+
+
+@cache
+def _target_defaults(target: str) -> dict[str, Any]:
+    try:
+        cls = locate(target, "attention")
+    except Exception:  # a user's module, which may be gone, and may raise anything
+        return {}
+    if not (isinstance(cls, type) and issubclass(cls, Attention)):
+        return {}
+    return {name: _stripped(_plain(value)) for name, value in defaults_of(cls).items()}
+
+
+def _plain(default: Any) -> Any:
+    """A default as a mapping of a config would say it."""
+    if isinstance(default, type) and issubclass(default, Attention):
+        return {"_target_": f"{default.__module__}.{default.__qualname__}"}
+    return list(default) if isinstance(default, tuple) else default
+
+
+@cache
+def _backbone_defaults(name: str) -> dict[str, Any]:
+    try:
+        with torch.device("meta"):
+            network = type(create_model(name))
+    except ValueError:
+        return {}
+    return {key: value for key, value in defaults_of(network).items() if key.endswith("_rate") or key == "in_chans"}
