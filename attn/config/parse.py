@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -89,8 +90,24 @@ def _given(raw: Any, key: str) -> Any:
 
 
 def from_dict(mapping: dict[str, Any]) -> Config:
-    """The config that a checkpoint holds; see `parse` for what it raises."""
+    """The config that a checkpoint holds: plain values, of which none is an interpolation; see `parse` for what it raises."""
+    for key, value in _strings(mapping):
+        if "${" in value:
+            raise UserError(f"{key}={value}: is an interpolation, which is not resolved in a file: it may only hold values")
     return parse(OmegaConf.create(mapping))
+
+
+def _strings(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in nested containers, keys included, with its place."""
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _strings(key, where)
+            yield from _strings(child, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _strings(child, f"{where}[{index}]")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

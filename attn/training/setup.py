@@ -21,7 +21,7 @@ from attn.distributed import Ranks
 from attn.errors import UserError
 from attn.models.create import check_input, set_last_norm
 from attn.runs import checkpoint, directory, load, metrics
-from attn.runs.checkpoint import LAST
+from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.training import optim
 from attn.training.state import Best, State
 from attn.training.stopping import finish
@@ -47,7 +47,7 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
             is one.
     """
     if cfg.resume == "never":
-        if (run_dir / LAST).exists():
+        if any((run_dir / name).exists() for name in (LAST, PREVIOUS, BEST, directory.DONE, metrics.METRICS)):
             raise UserError(
                 f"resume=never, but {run_dir} holds a run: remove it, choose another run_dir=, or use resume=auto"
             )
@@ -63,6 +63,14 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
                 console.warn(f"{problem}; going back to {path}")
         elif cfg.resume != "auto":
             path = Path(cfg.resume)
+    own = None if path is None or path.resolve().parent != run_dir.resolve() else path
+    asked = own is not None and cfg.resume != "auto" and Path(cfg.resume).resolve() == own.resolve()
+    if (run_dir / directory.DONE).exists() and not asked and (own is None or own.name != LAST):
+        left = "there is no other checkpoint" if own is None else f"{own} is older"
+        raise UserError(
+            f"{run_dir} is finished, but its {LAST} is gone or damaged, and {left}: nothing was trained again; remove "
+            f"{run_dir / directory.DONE} to do so, or choose another run_dir="
+        )
     if path is None:
         return None
     changed = directory.differences(load.load_config(checkpoint.read(path), path), cfg)
@@ -83,9 +91,17 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     val = evaluation_data(cfg.data)
     mixup = build_mixup(cfg, ranks)
     total = optim.total_steps(schedule, data.steps_per_epoch)
+    over = found is not None and found["step"] >= total and found["evaluated"] * data.steps_per_epoch >= total
+    if over and path is not None and path.resolve().parent != run_dir.resolve():
+        raise ValueError(
+            f"resume={path} is finished: its {total // data.steps_per_epoch} epochs are all that schedule.epochs="
+            f"{schedule.epochs} asks for, and nothing is left to train in {run_dir}; raise schedule.epochs to train on, or "
+            f"evaluate it: eval.py checkpoint={path}"
+        )
     if ranks.first:
-        metrics.rewind_metrics(run_dir, found["evaluated"] if found is not None else 0)
-    if found is not None and found["step"] >= total and found["evaluated"] * data.steps_per_epoch >= total:
+        bring_metrics(run_dir, found)
+    if found is not None and over:
+        load.expect_finite(found["model"], str(path))
         if ranks.first:
             console.say(f"finished already: {total // data.steps_per_epoch} epochs in {run_dir}")
             finish(cfg, run_dir, Best(**found["best"]))
@@ -113,6 +129,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     if found is not None:
         state.restore(found, str(path))
         if ranks.first:
+            state.history = [*metrics.read_metrics(run_dir), *state.rows]
+        if ranks.first:
             console.say(f"continuing from {path} at step {state.step} of {total}")
     if ranks.first:
         (run_dir / directory.DONE).unlink(missing_ok=True)
@@ -127,6 +145,17 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     if ranks.world > 1:
         net = DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
     return Job(data, val, state, net, mixup, total)
+
+
+def bring_metrics(run_dir: Path, found: dict[str, Any] | None) -> None:
+    """Brings metrics.jsonl to where the checkpoint is, and says what was wrong with it; see `metrics.rewind_metrics`."""
+    if found is None:
+        told = metrics.rewind_metrics(run_dir, 0)
+    else:
+        pending = [row["epoch"] for row in found["rows"]]
+        told = metrics.rewind_metrics(run_dir, found["evaluated"], found.get("history", ()), pending)
+    for line in told:
+        console.warn(line)
 
 
 def check_single_image(cfg: Config, model: nn.Module) -> None:
