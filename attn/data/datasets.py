@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from timm.data.dataset import ImageDataset
 from torch.utils.data import Dataset
 
 from attn.config.schema import Data
+from attn.data.imagefolder import Folder, UnreadableImage, decode
 from attn.errors import UserError
 
 
@@ -83,7 +86,9 @@ class Relabelled(Dataset):
                     return decode(content.read()), label
             image, label = self.dataset[index]
             return image.convert("RGB"), label
-        except (OSError, SyntaxError, EOFError, AssertionError, DecodeError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a damaged file makes decoders raise nearly anything
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EACCES, errno.EISDIR):
+                raise  # the file system fails, not the image
             raise UnreadableImage(f"{self._place(index)}: cannot be read as an image ({error})") from error
 
     def _place(self, index: int) -> str:
@@ -101,20 +106,30 @@ def _class_names(dataset: Any) -> list[str] | None:
     return [str(name) for name in names] if names else None
 
 
-def expect_same_classes(train: Dataset, val: Dataset, data: Data) -> None:
-    """Checks that a label means the same in both splits, where both name their classes.
+def class_names(dataset: Dataset) -> list[str] | None:
+    """The names of a data set's classes in the order of their labels; None where it has none."""
+    return getattr(dataset, "classes", None)
+
+
+def expect_same_classes(first: list[str] | None, second: list[str] | None, what: str) -> None:
+    """Checks that a label means the same in two data sets, where both name their classes.
+
+    Args:
+        first: names in the order of their labels.
+        second: those of the other one.
+        what: the two, for the message.
 
     Raises:
-        ValueError: it does not; names a class that is in one split alone, or at another place.
+        ValueError: it does not; names the first label that differs.
     """
-    first, second = (getattr(dataset, "classes", None) for dataset in (train, val))
     if not first or not second or first == second:
         return
-    label = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), min(len(first), len(second)))
+    label = next(
+        (i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), min(len(first), len(second))
+    )
     there = [names[label] if label < len(names) else "absent" for names in (first, second)]
     raise ValueError(
-        f"data={data.name} data.root={data.root}: {data.train_split} and {data.val_split} have other classes, label {label} is "
-        f"{there[0]} in one and {there[1]} in the other: the labels would not agree"
+        f"{what} have other classes, label {label} is {there[0]!r} in one and {there[1]!r} in the other: the labels would not agree"
     )
 
 
@@ -128,8 +143,6 @@ def load_dataset(data: Data, train: bool) -> Dataset:
 
 
 def imagefolder(data: Data, train: bool) -> Dataset:
-    from attn.data.imagefolder import Folder
-
     root = _root(data)
     folder = Folder(root / (data.train_split if train else data.val_split), data.num_classes)
     other = root / data.train_split
@@ -223,15 +236,16 @@ def _expect_split_folder(data: Data, split: str) -> None:
     by_folder = "/" not in name or name.startswith(("folder/", "torch/image_folder", "torch/folder", "tar/"))
     if data.root is None or not by_folder or not root.is_dir() or data.train_split == data.val_split:
         return
-    words = next((group for group in SYNONYMS if split in group), (split,))
-    if not any((root / word).exists() for word in (split, *words)):
+    folder = split.partition("[")[0]
+    words = next((group for group in SYNONYMS if folder in group), (folder,))
+    if not any((root / word).exists() for word in words):
         raise ValueError(
             f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: no folder of that name in it, and "
             f"timm would take the whole of {data.root} for it; set data.train_split and data.val_split to folders in it"
         )
 
 
-SYNONYMS = (tuple(_TRAIN_SYNONYM), tuple(_EVAL_SYNONYM))
+SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))  # to timm
 
 
 SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from attn import console
 from attn.config import parse, schema
 from attn.config.schema import Config
+from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
@@ -88,6 +89,8 @@ def run(request: Request) -> Scores:
     with launch(request.device, request.dist_timeout) as ranks:
         with as_user_errors():
             data = evaluation_data(cfg.data)
+            names = class_names(data.dataset)
+            expect_same_classes(content.get("classes"), names, f"checkpoint {path} and data.root={cfg.data.root}")
         model = load.build(cfg)
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
@@ -171,6 +174,8 @@ def _report(output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[s
         )
     row = {**asked, "step": step, **scores.row()}
     row |= {"images": scores.count, "correct1": scores.correct1, "correct5": scores.correct5}
+    if output.exists() and (before := json.loads(output.read_text()).get("step")) != step:
+        console.say(f"replaces the scores of step {before} in {output}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, to_json(row, indent=2) + "\n")

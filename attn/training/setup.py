@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attn import console, rng
 from attn.config.schema import Config
+from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
 from attn.distributed import Ranks
 from attn.errors import UserError
@@ -89,6 +90,11 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     schedule = cfg.schedule
     data = train_data(cfg.data, schedule.batch_size, schedule.accumulate, cfg.seed, ranks)
     val = evaluation_data(cfg.data)
+    classes, other = class_names(data.dataset.dataset), class_names(val.dataset)
+    where = f"data={cfg.data.name} data.root={cfg.data.root}:"
+    expect_same_classes(classes, other, f"{where} {cfg.data.train_split} and {cfg.data.val_split}")
+    if found is not None:
+        expect_same_classes(found.get("classes"), classes, f"{where} checkpoint {path} and these images")
     mixup = build_mixup(cfg, ranks)
     total = optim.total_steps(schedule, data.steps_per_epoch)
     over = found is not None and found["step"] >= total and found["evaluated"] * data.steps_per_epoch >= total
@@ -125,7 +131,7 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     model = model.to(ranks.device, memory_format=layout)
     ema = None if schedule.ema_decay is None else ModelEmaV3(model, decay=schedule.ema_decay)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=schedule.amp == "fp16")
-    state = State(model, ema, optim.build_optimizer(schedule, model), scaler)
+    state = State(model, ema, optim.build_optimizer(schedule, model), scaler, classes=classes)
     if found is not None:
         state.restore(found, str(path))
         if ranks.first:
