@@ -13,7 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from attn.config.groups import unknown
-from attn.config.schema import CHOICES, NO_DECAY, RANGES, TESTS, Config, Data, Logger, Schedule
+from attn.config.schema import (
+    CHOICES,
+    LIMITS,
+    NAMES,
+    NO_DECAY,
+    PLAIN_NAME,
+    POLICY,
+    RANGES,
+    READ_BY,
+    TESTS,
+    Config,
+    Data,
+    Logger,
+    Schedule,
+)
 from attn.errors import UserError
 
 _EXPECTED = {
@@ -133,11 +147,27 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={value}: must be {expected}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be finite")
+    for key, limit in LIMITS.items():
+        value = lookup(config, key)
+        if value is not None and value > limit:
+            raise UserError(f"{key}={value}: must be at most {limit}")
     schedule, data = config.schedule, config.data
+    if data.num_classes < 2:
+        raise UserError(f"data.num_classes={data.num_classes}: must be 2 or more, for one class leaves nothing to learn")
     if not isinstance(config.backbone.get("name"), str):
         raise UserError(
             f"backbone.name={config.backbone.get('name')}: must be the name of a backbone, as in backbone=resnet50"
         )
+    for key in NAMES:
+        name = config.backbone["name"] if key == "backbone.name" else lookup(config, key)
+        if not re.fullmatch(PLAIN_NAME, name):
+            raise UserError(f"{key}={name}: must be a plain name of letters, digits and . _ + -, for it is part of a path")
+    for key, readers in READ_BY.items():
+        value = lookup(config, key)
+        if value != lookup_default(key) and data.source not in readers:
+            raise UserError(
+                f"{key}={value}: data.source={data.source} takes none, only {', '.join(readers)} do; leave the key out"
+            )
     for key in ("run_dir", "data.train_split", "data.val_split"):
         if not lookup(config, key):
             raise UserError(f"{key}= is empty; name one, or leave the key out")
@@ -161,6 +191,17 @@ def validate(config: Config) -> None:
     for key, pair in (("data.crop_scale", data.crop_scale), ("data.crop_ratio", data.crop_ratio)):
         if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
             raise UserError(f"{key}={list(pair)}: must be two numbers, 0 < low <= high")
+    if not 0.01 <= data.crop_ratio[0] <= data.crop_ratio[1] <= 100:
+        raise UserError(f"data.crop_ratio={list(data.crop_ratio)}: must be between 0.01 and 100")
+    if data.crop == "pad" and data.pad > data.image_size:
+        raise UserError(
+            f"data.pad={data.pad}: must be at most data.image_size={data.image_size}; more would crop black squares"
+        )
+    if data.auto_augment is not None and not re.fullmatch(POLICY, data.auto_augment):
+        raise UserError(
+            f"data.auto_augment={data.auto_augment}: must be a policy of timm, as in rand-m9-mstd0.5-inc1 (m to 30, n to 16), "
+            "original, originalr, v0, v0r or 3a"
+        )
     if data.crop_scale[1] > 1:
         raise UserError(f"data.crop_scale={list(data.crop_scale)}: must be shares of the image's area, at most 1")
     for key, triple in (("data.mean", data.mean), ("data.std", data.std)):
@@ -168,6 +209,10 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={list(triple)}: must be three numbers, one per channel")
     if not all(0 < value < math.inf for value in data.std):
         raise UserError(f"data.std={list(data.std)}: must be greater than 0")
+    if not all(0 <= value <= 1 for value in data.mean):
+        raise UserError(f"data.mean={list(data.mean)}: must be on the scale 0 to 1, as in [0.485,0.456,0.406]")
+    if not all(value <= 1 for value in data.std):
+        raise UserError(f"data.std={list(data.std)}: must be on the scale 0 to 1, as in [0.229,0.224,0.225]")
     if data.test_resize < data.image_size:
         raise UserError(
             f"data.test_resize={data.test_resize} is below data.image_size={data.image_size}: test images would be padded with "
@@ -185,6 +230,11 @@ def lookup(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def lookup_default(key: str) -> Any:
+    """The value of a dotted key of `data` where nothing is set."""
+    return getattr(Data(), key.removeprefix("data."))
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

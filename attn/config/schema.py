@@ -267,4 +267,47 @@ TESTS: dict[str, Callable[[float], bool]] = {
 }
 
 
+# What is above is a slip of the pen, and would be found out late: by a lack of memory, an overflow, or a useless network.
+LIMITS: dict[str, float] = {
+    "schedule.epochs": 1_000_000,
+    "schedule.batch_size": 10_000_000,
+    "schedule.accumulate": 100_000,
+    "schedule.lr": 1000,
+    "schedule.weight_decay": 10,
+    "schedule.warmup_epochs": 1_000_000,
+    "schedule.mixup": 100,
+    "schedule.cutmix": 100,
+    "data.num_classes": 1_000_000,
+    "data.image_size": 8192,
+    "data.test_resize": 16384,
+    "data.samples": 100_000_000,
+    "data.pad": 8192,
+    "data.rotate": 180,
+    "data.color_jitter": 1,
+    "seed": 2**63 - 1,
+    "dist_timeout": 10_000_000,
+}
+
+
+# Parts of paths: they must not lead elsewhere.
+NAMES = ("data.name", "backbone.name", "attention_name", "schedule.name")
+PLAIN_NAME = r"(?!.{200})[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
+
+
+# timm takes what it does not know for the default, or for nothing.
+POLICY = (
+    r"(original|originalr|v0|v0r|3a)(-mstd\d{1,3}(\.\d+)?)?"
+    r"|rand(-m([12]?\d|30)|-n([1-9]|1[0-6])|-mstd\d{1,3}(\.\d+)?|-mmax([1-9]|[12]\d|30)|-inc[01]|-p(0?\.\d+|[01](\.0+)?)|-t(weights|3aw?))*"
+)
+
+
+# Which sources read these keys; elsewhere they would be ignored.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "data.dataset": ("timm",),
+    "data.root": ("imagefolder", "cifar100", "timm"),
+    "data.train_split": ("imagefolder", "timm"),
+    "data.val_split": ("imagefolder", "timm"),
+}
+
+
 NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
