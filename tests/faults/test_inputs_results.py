@@ -135,7 +135,7 @@ def test_a_finished_checkpoint_elsewhere_is_continued_or_refused(done: Path, tmp
     assert f"resume={source} is finished" in refused.text
     assert "raise schedule.epochs" in refused.text
     assert content(other) == {}
-    change(source, model={name: torch.full_like(v, math.nan) for name, v in checkpoint.read(source)["model"].items()})
+    change(source, model=_spoil_weights("nan", checkpoint.read(source)["model"]))
     refused = Run(other, *OPTIONS, f"resume={source}", "schedule.epochs=3")
     assert refused.wait() == [2]
     assert "conv1.0.weight is not finite" in refused.text
