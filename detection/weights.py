@@ -18,7 +18,7 @@ from attn import tables
 from attn.attention import Attention
 from attn.errors import UserError
 from attn.runs.checkpoint import BadCheckpoint, read
-from attn.runs.load import pick_weights
+from attn.runs.load import expect_finite, pick_weights, same_kind
 
 TIMM, TORCHVISION = "timm://", "torchvision://"
 
@@ -54,6 +54,7 @@ def load_backbone(
         weights = pick_weights(content, ema, checkpoint)
         averaged = "ema" if weights is not content["model"] else "model"
         print_log(f"backbone starts from {checkpoint} ({averaged})", "current")
+    expect_finite(weights, checkpoint)
     own = model.state_dict()
     extra = ("fc.", "classifier.", "head.", "head_")
     unexpected = [k for k in weights if k not in own and k not in pruned and not k.startswith(extra)]
@@ -63,6 +64,7 @@ def load_backbone(
         "missing": [k for k in absent if not k.startswith(attentions)],
         "unexpected": unexpected,
         "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
+        "of another type": [k for k in own if k in weights and not same_kind(own[k], weights[k])],
     }
     wrong = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in groups.items() if keys]
     if wrong:
@@ -124,6 +126,7 @@ def read_detector(path: str | Path) -> Mapping[str, Any]:
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise BadCheckpoint(f"checkpoint {path} holds no weights of a detector (state_dict)")
+    expect_finite(weights, path)
     return content
 
 
@@ -146,6 +149,7 @@ def check_detector(model: nn.Module, content: Mapping[str, Any], path: str | Pat
         "missing": [k for k in names if k not in weights],
         "unexpected": [k for k in weights if k not in own and (whole or k.startswith("backbone."))],
         "of another shape": [k for k in names if k in weights and own[k].shape != weights[k].shape],
+        "of another type": [k for k in names if k in weights and not same_kind(own[k], weights[k])],
     }
     wrong = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in groups.items() if keys]
     if wrong:

@@ -19,6 +19,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+from attn.config.command_line import not_negative
 from attn.data.imagefolder import DecodeError, decode, read_bytes
 
 JPEG_NAMES = (".jpg", ".jpeg")
@@ -61,8 +62,8 @@ def examine(path: str) -> Finding:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a folder; all image files below it are read")
-    parser.add_argument("--workers", type=int, default=4, help="processes (default 4); 0: none but this one")
-    parser.add_argument("--limit", type=int, default=100, help="unreadable files to name (default 100)")
+    parser.add_argument("--workers", type=not_negative, default=4, help="processes (default 4); 0: none but this one")
+    parser.add_argument("--limit", type=not_negative, default=100, help="unreadable files to name (default 100)")
     options = parser.parse_args()
     if not options.root.is_dir():
         print(f"error: {options.root}: no such folder", file=sys.stderr)

@@ -12,17 +12,18 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from attn.config import parse
 from attn.config.schema import Config
 from attn.errors import UserError
 from attn.runs import directory, metrics
+from attn.runs.files import to_json
 from attn.training.optim import total_epochs
 
 IGNORED = directory.FREE | {"seed"}
@@ -92,15 +93,15 @@ def find(folders: Iterable[Path]) -> list[Result]:
             if not rows or not (folder / directory.CONFIG).exists():
                 continue
             try:
-                cfg = parse.parse(OmegaConf.load(folder / directory.CONFIG))  # type: ignore[arg-type]
-            except UserError as error:
+                cfg = parse.from_dict(yaml.safe_load((folder / directory.CONFIG).read_text()))
+            except (UserError, yaml.YAMLError) as error:
                 raise UserError(f"{folder / directory.CONFIG}: {error}") from None
             scores = [row.get("ema_val_top1", row["val_top1"]) for row in rows]
             found[folder.resolve()] = Result(folder, cfg, max(scores), scores[-1], rows[-1]["epoch"])
     return list(found.values())
 
 
-def table(results: list[Result]) -> list[Row]:
+def table(results: list[Result], trust: Collection[str] = ()) -> list[Row]:
     """Rows by data set, backbone and attention; `none` first, for the others are compared with it."""
     named: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
     for result in results:
@@ -114,17 +115,18 @@ def table(results: list[Result]) -> list[Row]:
             variant = " ".join(f"{key}={setting.get(key)}" for key in differing)
             done = [result for result in runs if result.finished]
             rows.append(
-                Row(backbone, attention, data, variant, parameters(runs[0].cfg), done or runs, len(runs) - len(done))
+                Row(backbone, attention, data, variant, parameters(runs[0], trust), done or runs, len(runs) - len(done))
             )
     return sorted(rows, key=lambda r: (r.data, r.backbone, r.attention != "none", r.attention, r.variant))
 
 
-def parameters(cfg: Config) -> int:
+def parameters(result: Result, trust: Collection[str]) -> int:
     import torch  # seconds, which a wrong folder shall not cost
 
     from attn.runs import load
 
     with torch.device("meta"):
+        cfg = load.trusted(result.cfg, trust, result.folder / directory.CONFIG)
         return sum(p.numel() for p in load.build(cfg).parameters())
 
 
@@ -184,7 +186,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 
 def as_json(rows: list[Row]) -> str:
-    return json.dumps(
+    return to_json(
         [
             {
                 "data": row.data,
@@ -206,6 +208,23 @@ def as_json(rows: list[Row]) -> str:
 
 
 FORMATS: dict[str, Callable[[list[Row]], str]] = {"text": as_text, "md": as_markdown, "json": as_json}
+
+
+def check_picture(path: Path) -> None:
+    """Checks, before any work, that a picture can be written there.
+
+    Raises:
+        UserError: it is a folder, in none, or of no kind that can be drawn.
+    """
+    from matplotlib.figure import Figure
+
+    if path.is_dir():
+        raise UserError(f"--picture {path} is a folder; name a file in it, such as {path / 'compare.png'}")
+    if not path.parent.is_dir():
+        raise UserError(f"--picture {path}: there is no folder {path.parent}")
+    kinds = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise UserError(f"--picture {path}: the name must end in .png or another of {', '.join(kinds)}")
 
 
 def picture(rows: list[Row], path: Path) -> None:
@@ -235,9 +254,18 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="folders with runs in or below them, such as runs")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--picture", type=Path, help="also draw top-1 over parameters, to this file")
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module of your own that runs may name; it is imported",
+    )
     options = parser.parse_args()
     try:
-        rows = table(find(options.runs))
+        if options.picture:
+            check_picture(options.picture)
+        rows = table(find(options.runs), options.trust)
         if not rows:
             raise UserError(f"no run with an evaluated epoch in {', '.join(map(str, options.runs))}")
         print(FORMATS[options.format](rows))

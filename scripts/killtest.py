@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from attn.config import command_line, parse
-from attn.config.command_line import positive
+from attn.config.command_line import not_negative, positive
 from attn.config.groups import config_dir
 from attn.config.schema import Config
 from attn.errors import UserError
@@ -96,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=positive, default=20, help="kill points")
     parser.add_argument("--ranks", type=positive, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the kill points")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the kill points")
     parser.add_argument("overrides", nargs="*", help="for train.py")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="killtest-"))

@@ -70,6 +70,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """An integer, 0 or more, as a `type` of argparse."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} must be an integer, 0 or more")
+    return int(text)
+
+
 def check_arguments(arguments: list[str]) -> None:
     """Refuses what Hydra would answer by a usage of ten lines or a traceback.
 

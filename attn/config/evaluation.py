@@ -34,6 +34,9 @@ class Request:
         None, "JSON file for the scores; null: eval-NAME.json beside the checkpoint, with what differs from it in the name"
     )
     dist_timeout: float = key(600.0, "seconds after which a silent rank is given up", limits=POSITIVE)
+    trust: list[str] = key(
+        [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
+    )
     data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -98,8 +99,24 @@ def _given(raw: Any, key: str) -> Any:
 
 
 def from_dict(mapping: dict[str, Any]) -> Config:
-    """The config that a checkpoint holds; see `parse` for what it raises."""
+    """The config that a checkpoint holds: plain values, of which none is an interpolation; see `parse` for what it raises."""
+    for key, value in _strings(mapping):
+        if "${" in value:
+            raise UserError(f"{key}={value}: is an interpolation, which is not resolved in a file: it may only hold values")
     return parse(OmegaConf.create(mapping))
+
+
+def _strings(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in nested containers, keys included, with its place."""
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _strings(key, where)
+            yield from _strings(child, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _strings(child, f"{where}[{index}]")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -117,10 +134,20 @@ def validate(config: Config) -> None:
     """
     check_values(config)
     schedule, data = config.schedule, config.data
+    if data.num_classes < 2:
+        raise UserError(f"data.num_classes={data.num_classes}: must be 2 or more, for one class leaves nothing to learn")
     if not isinstance(config.backbone.get("name"), str):
         raise UserError(
             f"backbone.name={config.backbone.get('name')}: must be the name of a backbone, as in backbone=resnet50"
         )
+    if not re.fullmatch(schema.PLAIN_NAME, config.backbone["name"]):
+        raise UserError(f"backbone.name={config.backbone['name']}: must be {schema.A_PLAIN_NAME}")
+    for entry in schema.keys(Config):
+        value = lookup(config, entry.name) if entry.read_by else entry.default
+        if value != entry.default and data.source not in entry.read_by:
+            raise UserError(
+                f"{entry.name}={value}: data.source={data.source} takes none, only {', '.join(entry.read_by)} do; leave the key out"
+            )
     for key in ("run_dir", "data.train_split", "data.val_split"):
         if not lookup(config, key):
             raise UserError(f"{key}= is empty; name one, or leave the key out")
@@ -141,6 +168,17 @@ def validate(config: Config) -> None:
     for key, pair in (("data.crop_scale", data.crop_scale), ("data.crop_ratio", data.crop_ratio)):
         if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
             raise UserError(f"{key}={list(pair)}: must be two numbers, 0 < low <= high")
+    if not 0.01 <= data.crop_ratio[0] <= data.crop_ratio[1] <= 100:
+        raise UserError(f"data.crop_ratio={list(data.crop_ratio)}: must be between 0.01 and 100")
+    if data.crop == "pad" and data.pad > data.image_size:
+        raise UserError(
+            f"data.pad={data.pad}: must be at most data.image_size={data.image_size}; more would crop black squares"
+        )
+    if data.auto_augment is not None and not re.fullmatch(schema.POLICY, data.auto_augment):
+        raise UserError(
+            f"data.auto_augment={data.auto_augment}: must be a policy of timm, as in rand-m9-mstd0.5-inc1 (m to 30, n to 16), "
+            "original, originalr, v0, v0r or 3a"
+        )
     if data.crop_scale[1] > 1:
         raise UserError(f"data.crop_scale={list(data.crop_scale)}: must be shares of the image's area, at most 1")
     for key, triple in (("data.mean", data.mean), ("data.std", data.std)):
@@ -148,6 +186,10 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={list(triple)}: must be three numbers, one per channel")
     if not all(0 < value < math.inf for value in data.std):
         raise UserError(f"data.std={list(data.std)}: must be greater than 0")
+    if not all(0 <= value <= 1 for value in data.mean):
+        raise UserError(f"data.mean={list(data.mean)}: must be on the scale 0 to 1, as in [0.485,0.456,0.406]")
+    if not all(value <= 1 for value in data.std):
+        raise UserError(f"data.std={list(data.std)}: must be on the scale 0 to 1, as in [0.229,0.224,0.225]")
     if data.test_resize < data.image_size:
         raise UserError(
             f"data.test_resize={data.test_resize} is below data.image_size={data.image_size}: test images would be padded with "
@@ -174,6 +216,10 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key.name}={value}: must be {key.limits}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key.name}={value}: must be finite")
+        if value is not None and key.at_most is not None and value > key.at_most:
+            raise UserError(f"{key.name}={value}: must be at most {key.at_most}")
+        if key.plain and not re.fullmatch(schema.PLAIN_NAME, value):
+            raise UserError(f"{key.name}={value}: must be {schema.A_PLAIN_NAME}")
 
 
 def lookup(config: Any, key: str) -> Any:

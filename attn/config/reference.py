@@ -86,4 +86,6 @@ def _sentence(key: Key) -> str:
         )
     if key.limits:
         parts.append(key.limits)
+    if key.read_by:
+        parts.append(f"with data.source={' or '.join(key.read_by)} only")
     return "; ".join(parts)

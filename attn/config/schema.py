@@ -19,9 +19,25 @@ LIMITS: dict[str, Callable[[float], bool]] = {
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
 REQUIRED: Any = MISSING
+PLAIN_NAME = r"(?!.{200})[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
+A_PLAIN_NAME = "a plain name of letters, digits and . _ + -, for it is part of a path"
+# timm takes a policy that it does not know for the default, or for nothing.
+POLICY = (
+    r"(original|originalr|v0|v0r|3a)(-mstd\d{1,3}(\.\d+)?)?"
+    r"|rand(-m([12]?\d|30)|-n([1-9]|1[0-6])|-mstd\d{1,3}(\.\d+)?|-mmax([1-9]|[12]\d|30)|-inc[01]|-p(0?\.\d+|[01](\.0+)?)|-t(weights|3aw?))*"
+)
 
 
-def key(default: Any, meaning: str, *, choices: tuple[str, ...] = (), limits: str | None = None) -> Any:
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[str, ...] = (),
+    limits: str | None = None,
+    at_most: float | None = None,
+    plain: bool = False,
+    read_by: tuple[str, ...] = (),
+) -> Any:
     """A field of the schema.
 
     Args:
@@ -29,8 +45,18 @@ def key(default: Any, meaning: str, *, choices: tuple[str, ...] = (), limits: st
         meaning: a line for the help and the reference of keys.
         choices: the strings that it may be, or of which a list may hold some.
         limits: one of `LIMITS`, for a number.
+        at_most: what is above is a mistake that would be found out late: by a lack of memory, an overflow, a useless network.
+        plain: it is part of a path, and must not lead elsewhere.
+        read_by: the values of `data.source` that read it; with another one it would be ignored.
     """
-    metadata = {"meaning": meaning, "choices": choices, "limits": limits}
+    metadata = {
+        "meaning": meaning,
+        "choices": choices,
+        "limits": limits,
+        "at_most": at_most,
+        "plain": plain,
+        "read_by": read_by,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -38,7 +64,7 @@ def key(default: Any, meaning: str, *, choices: tuple[str, ...] = (), limits: st
 
 @dataclass(frozen=True)
 class Key:
-    """What the schema says of a key; `name` is dotted, `kind` the type as written."""
+    """What the schema says of a key, as in `key`; `name` is dotted, `kind` the type as written."""
 
     name: str
     kind: str
@@ -46,6 +72,9 @@ class Key:
     meaning: str
     choices: tuple[str, ...]
     limits: str | None
+    at_most: float | None
+    plain: bool
+    read_by: tuple[str, ...]
 
 
 def keys(schema: type, prefix: str = "") -> Iterator[Key]:
@@ -63,19 +92,27 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
 class Data:
     """A data set and its transformations (group `data`)."""
 
-    name: str = key("imagenet", "part of the name of the run directory")
+    name: str = key("imagenet", "part of the name of the run directory", plain=True)
     source: str = key(
         "imagefolder",
         "how the data set is stored; timm takes anything that `timm.data.create_dataset` takes",
         choices=("imagefolder", "cifar100", "digits", "elpv", "fake", "timm"),
     )
-    dataset: str | None = key(None, "for source=timm, its name there (`hfds/...`, `wds/...`, `tar/...`, `torch/...`)")
-    root: str | None = key(None, "directory of the data")
-    train_split: str = key("train", "name of the training split; for imagefolder, of its folder")
-    val_split: str = key("val", "name of the validation split; for imagefolder, of its folder")
-    num_classes: int = key(1000, "size of the label set", limits=POSITIVE)
-    image_size: int = key(224, "side of the square that the network gets, in pixels", limits=POSITIVE)
-    test_resize: int = key(256, "shorter side before the centre crop of a test image, in pixels", limits=POSITIVE)
+    dataset: str | None = key(
+        None, "for source=timm, its name there (`hfds/...`, `wds/...`, `tar/...`, `torch/...`)", read_by=("timm",)
+    )
+    root: str | None = key(None, "directory of the data", read_by=("imagefolder", "cifar100", "timm"))
+    train_split: str = key(
+        "train", "name of the training split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+    )
+    val_split: str = key(
+        "val", "name of the validation split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+    )
+    num_classes: int = key(1000, "size of the label set", limits=POSITIVE, at_most=1_000_000)
+    image_size: int = key(224, "side of the square that the network gets, in pixels", limits=POSITIVE, at_most=8192)
+    test_resize: int = key(
+        256, "shorter side before the centre crop of a test image, in pixels", limits=POSITIVE, at_most=16_384
+    )
     interpolation: str = key("bilinear", "of the training images", choices=INTERPOLATIONS)
     test_interpolation: str = key("bilinear", "of the test images", choices=INTERPOLATIONS)
     mean: list[float] = key([0.485, 0.456, 0.406], "of the three channels, on the scale 0 to 1")
@@ -87,13 +124,13 @@ class Data:
     )
     crop_scale: list[float] = key([0.08, 1.0], "least and largest area of a random resized crop, as a part of the image")
     crop_ratio: list[float] = key([3 / 4, 4 / 3], "least and largest aspect ratio of a random resized crop")
-    pad: int = key(4, "pixels around a training image with crop=pad", limits=NOT_NEGATIVE)
+    pad: int = key(4, "pixels around a training image with crop=pad", limits=NOT_NEGATIVE, at_most=8192)
     hflip: float = key(0.5, "probability of a horizontal flip", limits=PROBABILITY)
-    rotate: float = key(0.0, "random rotation, in degrees to either side", limits=NOT_NEGATIVE)
-    color_jitter: float = key(0.0, "strength for brightness, contrast and saturation", limits=NOT_NEGATIVE)
+    rotate: float = key(0.0, "random rotation, in degrees to either side", limits=NOT_NEGATIVE, at_most=180)
+    color_jitter: float = key(0.0, "strength for brightness, contrast and saturation", limits=NOT_NEGATIVE, at_most=1)
     auto_augment: str | None = key(None, "timm's policy string, such as rand-m9-mstd0.5-inc1")
     random_erasing: float = key(0.0, "probability of erasing a rectangle of a training image", limits=PROBABILITY)
-    samples: int = key(1024, "size of the fake data set", limits=POSITIVE)
+    samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000)
     workers: int = key(4, "loader processes per rank", limits=NOT_NEGATIVE)
     on_error: str = key(
         "raise",
@@ -106,16 +143,18 @@ class Data:
 class Schedule:
     """How the network learns (group `schedule`)."""
 
-    name: str = key("default", "the recipe, for the record")
-    epochs: int = key(100, "passes over the training set", limits=POSITIVE)
-    batch_size: int = key(256, "images per optimizer step, over all ranks and accumulated parts together", limits=POSITIVE)
-    accumulate: int = key(1, "parts into which each rank cuts its share of a batch", limits=POSITIVE)
+    name: str = key("default", "the recipe, for the record", plain=True)
+    epochs: int = key(100, "passes over the training set", limits=POSITIVE, at_most=1_000_000)
+    batch_size: int = key(
+        256, "images per optimizer step, over all ranks and accumulated parts together", limits=POSITIVE, at_most=10_000_000
+    )
+    accumulate: int = key(1, "parts into which each rank cuts its share of a batch", limits=POSITIVE, at_most=100_000)
     optimizer: str = key("sgd", "the optimizer", choices=("sgd", "adamw"))
-    lr: float = key(0.1, "peak learning rate, for the whole batch; it is never rescaled", limits=POSITIVE)
+    lr: float = key(0.1, "peak learning rate, for the whole batch; it is never rescaled", limits=POSITIVE, at_most=1000)
     momentum: float = key(0.9, "of SGD", limits=BELOW_ONE)
     nesterov: bool = key(False, "Nesterov momentum of SGD")
     betas: list[float] = key([0.9, 0.999], "of AdamW")
-    weight_decay: float = key(1e-4, "applied to all parameters but those in `no_decay`", limits=NOT_NEGATIVE)
+    weight_decay: float = key(1e-4, "applied to all parameters but those in `no_decay`", limits=NOT_NEGATIVE, at_most=10)
     no_decay: list[str] = key(
         [], "kinds of parameters without weight decay; vector: of one dimension or none", choices=NO_DECAY
     )
@@ -123,7 +162,7 @@ class Schedule:
     min_lr: float = key(0.0, "where the cosine ends", limits=NOT_NEGATIVE)
     milestones: list[int] = key([30, 60, 90], "epochs at which curve=step multiplies the learning rate")
     gamma: float = key(0.1, "factor of curve=step at each milestone", limits=POSITIVE)
-    warmup_epochs: float = key(0.0, "epochs of linear warm-up", limits=NOT_NEGATIVE)
+    warmup_epochs: float = key(0.0, "epochs of linear warm-up", limits=NOT_NEGATIVE, at_most=1_000_000)
     warmup_lr: float | None = key(
         None, "learning rate of the first step of the warm-up; null: lr / steps of the warm-up", limits=NOT_NEGATIVE
     )
@@ -134,8 +173,8 @@ class Schedule:
     )
     update: str = key("step", "how often the learning rate moves", choices=("step", "epoch"))
     label_smoothing: float = key(0.0, "weight of the uniform distribution in the targets", limits=BELOW_ONE)
-    mixup: float = key(0.0, "alpha of mixup's Beta distribution; 0 is off", limits=NOT_NEGATIVE)
-    cutmix: float = key(0.0, "alpha of cutmix's Beta distribution; 0 is off", limits=NOT_NEGATIVE)
+    mixup: float = key(0.0, "alpha of mixup's Beta distribution; 0 is off", limits=NOT_NEGATIVE, at_most=100)
+    cutmix: float = key(0.0, "alpha of cutmix's Beta distribution; 0 is off", limits=NOT_NEGATIVE, at_most=100)
     mix_prob: float = key(1.0, "probability that a batch is mixed at all", limits=PROBABILITY)
     mix_switch_prob: float = key(0.5, "probability of cutmix when both are on", limits=PROBABILITY)
     clip_grad: float | None = key(None, "largest norm of the gradient; null is off", limits=POSITIVE)
@@ -171,8 +210,8 @@ class Config:
     data: Data = field(default_factory=Data)
     schedule: Schedule = field(default_factory=Schedule)
     logger: Logger = field(default_factory=Logger)
-    attention_name: str = key("none", "the chosen name, for the record")
-    seed: int = key(0, "of everything random", limits=NOT_NEGATIVE)
+    attention_name: str = key("none", "the chosen name, for the record", plain=True)
+    seed: int = key(0, "of everything random", limits=NOT_NEGATIVE, at_most=2**63 - 1)
     run_dir: str = key("runs/default", "where checkpoints and metrics lie; the same command continues there")
     resume: str = key(
         "auto", "auto (continue what is in run_dir), never (refuse if there is something), or the path of a checkpoint"
@@ -193,7 +232,7 @@ class Config:
     save_error: str = key("stop", "what to do when a checkpoint cannot be written (disk full)", choices=("stop", "continue"))
     nonfinite: str = key("stop", "what to do at a non-finite loss or gradient", choices=("stop", "skip"))
     max_skipped: int = key(10, "steps that may be skipped in a row before the run stops", limits=POSITIVE)
-    dist_timeout: float = key(600.0, "seconds after which a silent rank is given up", limits=POSITIVE)
+    dist_timeout: float = key(600.0, "seconds after which a silent rank is given up", limits=POSITIVE, at_most=10_000_000)
     log_every: int = key(50, "steps between progress lines when there is no terminal", limits=POSITIVE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from timm.data.dataset import ImageDataset
 from torch.utils.data import Dataset
 
 from attn.config.schema import Data
+from attn.data.imagefolder import Folder, UnreadableImage, decode
 from attn.errors import UserError
 
 
@@ -50,19 +53,84 @@ class Fake(Dataset):
 
 
 class Relabelled(Dataset):
-    """A data set of torchvision or timm, whose pair is (image, label); the label must be one of `num_classes`."""
+    """A data set of torchvision or timm, whose pair is (image, label); the label must be one of `num_classes`.
+
+    timm's own reading would put another image in the place of one that it cannot read: its reader is asked for the bytes instead.
+
+    Attributes:
+        classes: names in the order of their labels; None where the data set has none.
+    """
 
     def __init__(self, dataset: Any, num_classes: int) -> None:
         self.dataset, self.num_classes = dataset, num_classes
+        self.classes = _class_names(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self.dataset[index]
-        if not 0 <= int(label) < self.num_classes:
-            raise UserError(f"image {index} has the label {label}, but data.num_classes={self.num_classes}")
-        return image.convert("RGB"), int(label)
+        image, label = self._read(index)
+        if label is None or not 0 <= int(label) < self.num_classes:
+            raise UserError(f"{self._place(index)} has the label {label}, but data.num_classes={self.num_classes}")
+        return image, int(label)
+
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
+        """
+        Raises:
+            UnreadableImage: the file is missing, damaged or no image.
+        """
+        try:
+            if isinstance(self.dataset, ImageDataset):
+                content, label = self.dataset.reader[index][:2]
+                with content:
+                    return decode(content.read()), label
+            image, label = self.dataset[index]
+            return image.convert("RGB"), label
+        except Exception as error:  # a damaged file makes decoders raise nearly anything
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EACCES, errno.EISDIR):
+                raise  # the file system fails, not the image
+            raise UnreadableImage(f"{self._place(index)}: cannot be read as an image ({error})") from error
+
+    def _place(self, index: int) -> str:
+        """The file of an image where the data set knows it, else its number."""
+        if isinstance(self.dataset, ImageDataset):
+            return f"{self.dataset.filename(index, absolute=True)} (image {index})"
+        samples = getattr(self.dataset, "samples", None)
+        return f"{samples[index][0]} (image {index})" if samples else f"image {index} of {type(self.dataset).__name__}"
+
+
+def _class_names(dataset: Any) -> list[str] | None:
+    names = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if isinstance(names, dict):
+        names = sorted(names, key=names.__getitem__)
+    return [str(name) for name in names] if names else None
+
+
+def class_names(dataset: Dataset) -> list[str] | None:
+    """The names of a data set's classes in the order of their labels; None where it has none."""
+    return getattr(dataset, "classes", None)
+
+
+def expect_same_classes(first: list[str] | None, second: list[str] | None, what: str) -> None:
+    """Checks that a label means the same in two data sets, where both name their classes.
+
+    Args:
+        first: names in the order of their labels.
+        second: those of the other one.
+        what: the two, for the message.
+
+    Raises:
+        ValueError: it does not; names the first label that differs.
+    """
+    if not first or not second or first == second:
+        return
+    label = next(
+        (i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), min(len(first), len(second))
+    )
+    there = [names[label] if label < len(names) else "absent" for names in (first, second)]
+    raise ValueError(
+        f"{what} have other classes, label {label} is {there[0]!r} in one and {there[1]!r} in the other: the labels would not agree"
+    )
 
 
 def load_dataset(data: Data, train: bool) -> Dataset:
@@ -75,8 +143,6 @@ def load_dataset(data: Data, train: bool) -> Dataset:
 
 
 def imagefolder(data: Data, train: bool) -> Dataset:
-    from attn.data.imagefolder import Folder
-
     root = _root(data)
     folder = Folder(root / (data.train_split if train else data.val_split), data.num_classes)
     other = root / data.train_split
@@ -134,6 +200,7 @@ def from_timm(data: Data, train: bool) -> Dataset:
             "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/flowers102"
         )
     split = data.train_split if train else data.val_split
+    _expect_split_folder(data, split)
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
@@ -153,10 +220,32 @@ def from_timm(data: Data, train: bool) -> Dataset:
             f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not be "
             "resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
         )
-    known = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
-    if known:
-        _expect_classes(data, len(known))
-    return Relabelled(dataset, data.num_classes)
+    relabelled = Relabelled(dataset, data.num_classes)
+    if relabelled.classes:
+        _expect_classes(data, len(relabelled.classes))
+    return relabelled
+
+
+def _expect_split_folder(data: Data, split: str) -> None:
+    """timm takes the whole root where a folder lacks the split: validation images would be trained on.
+
+    Raises:
+        ValueError: names the folder that is expected.
+    """
+    name, root = str(data.dataset).lower(), Path(data.root or "").expanduser()
+    by_folder = "/" not in name or name.startswith(("folder/", "torch/image_folder", "torch/folder", "tar/"))
+    if data.root is None or not by_folder or not root.is_dir() or data.train_split == data.val_split:
+        return
+    folder = split.partition("[")[0]
+    words = next((group for group in SYNONYMS if folder in group), (folder,))
+    if not any((root / word).exists() for word in words):
+        raise ValueError(
+            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: no folder of that name in it, and "
+            f"timm would take the whole of {data.root} for it; set data.train_split and data.val_split to folders in it"
+        )
+
+
+SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))  # to timm
 
 
 SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,8 @@ import torch
 from attn import console
 from attn.config import parse
 from attn.config.evaluation import Request
-from attn.config.schema import Config
+from attn.config.schema import Config, Data
+from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
@@ -22,7 +26,7 @@ from attn.models.options import options_of
 from attn.models.spec import locate
 from attn.runs import checkpoint, load
 from attn.runs.checkpoint import BadCheckpoint
-from attn.runs.files import write_atomically
+from attn.runs.files import to_json, write_atomically
 
 
 def run(request: Request) -> Scores:
@@ -35,31 +39,88 @@ def run(request: Request) -> Scores:
     content = checkpoint.read(path)
     trained = load.load_config(content, path)
     cfg = _with_data(trained, request.data)
+    cfg = load.trusted(cfg, request.trust, f"checkpoint {path}")
     if request.inference is not None:
         cfg = _with_inference(cfg, request.inference)
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     weights = load.pick_weights(content, ema, path)
+    load.expect_finite(weights, path)
     used = "raw" if weights is content["model"] else "ema"
+    usual = used == ("raw" if content.get("ema") is None else "ema")
     with launch(request.device, request.dist_timeout) as ranks:
+        size = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
+        asked = what(cfg.data, path, used)
+        if request.inference is not None:  # its softmax is over the batch
+            asked |= {"inference": request.inference, "batch_size": size}
+        output = (
+            Path(request.output) if request.output else default_output(path, asked, what(trained.data, path, used), usual)
+        )
+        expect_free(output, asked)
         with as_user_errors():
             data = evaluation_data(cfg.data)
+            names = class_names(data.dataset)
+            expect_same_classes(content.get("classes"), names, f"checkpoint {path} and data.root={cfg.data.root}")
         model = load.build(cfg)
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
-        share = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
-        other = "" if cfg.data.name == trained.data.name else f"-{cfg.data.name}"
-        other += "" if request.inference is None else f"-{request.inference}-{share}"
-        output = Path(request.output) if request.output else path.with_name(f"eval-{path.stem}{other}.json")
-        scores = evaluate(model, data, ranks, share, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
+        scores = evaluate(model, data, ranks, size, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
         if ranks.first:
-            told = {"step": content.get("step"), "inference": request.inference, "batch_size": share}
-            _report(output, cfg, path, scores, used, told)
+            _report(output, cfg, path, scores, asked, content.get("step"))
     return scores
+
+
+SCORED = ("source", "dataset", "root", "num_classes", "image_size", "test_resize", "test_interpolation", "mean", "std")
+
+
+def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
+    """What an evaluation is of: two that agree in all of it may replace each other."""
+    about = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
+    about |= {key: getattr(data, key) for key in SCORED} | ({"samples": data.samples} if data.source == "fake" else {})
+    return about | {"root": None if data.root is None else os.path.abspath(os.path.expanduser(data.root))}
+
+
+def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], usual: bool) -> Path:
+    """A file beside the checkpoint whose name says what is not as in training: data, split, weights, a sum for other settings."""
+    parts = ["eval", path.stem]
+    parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
+    parts += [] if usual else [asked["weights"]]
+    parts += [str(asked[key]) for key in ("inference", "batch_size") if key in asked]
+    other = {key: asked.get(key) for key in (*SCORED, "samples") if asked.get(key) != trained.get(key)}
+    if other and asked["data"] == trained["data"]:
+        parts.append(hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8])
+    return path.with_name(f"{'-'.join(parts)}.json")
+
+
+def expect_free(output: Path, asked: dict[str, Any]) -> None:
+    """Checks, before any work, that no evaluation of something else is replaced.
+
+    Raises:
+        UserError: the file is of another evaluation, or is none; names what differs.
+    """
+    if not output.exists():
+        return
+    try:
+        there = json.loads(output.read_text())
+        known = {key: there[key] for key in asked if key in there}
+        known["checkpoint"], known["weights"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"output={output} is there and is no evaluation: choose another output=, or remove it") from None
+    beside = (
+        Path(known["checkpoint"]).name == Path(asked["checkpoint"]).name
+        and output.parent == Path(asked["checkpoint"]).parent
+    )
+    if beside or os.path.abspath(known["checkpoint"]) == os.path.abspath(asked["checkpoint"]):
+        known["checkpoint"] = asked["checkpoint"]  # the folder may have been moved
+    differ = [f"{key}: {known[key]} -> {asked[key]}" for key in known if known[key] != asked[key]]
+    if differ:
+        raise UserError(f"{output} holds another evaluation ({'; '.join(differ)}): choose another output=, or remove it")
 
 
 def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
     mapping = parse.to_dict(cfg)
+    if overrides.get("source") not in (None, cfg.data.source):  # what was meant for the other source
+        mapping["data"] |= {key: getattr(Data(), key) for key in ("dataset", "root", "train_split", "val_split")}
     mapping["data"] |= {key: value for key, value in overrides.items() if value is not None}
     changed = parse.from_dict(mapping)
     if changed.data.num_classes != cfg.data.num_classes:
@@ -97,17 +158,24 @@ def _with_inference(cfg: Config, inference: str) -> Config:
     return replace(cfg, attention=attention)
 
 
-def _report(output: Path, cfg: Config, path: Path, scores: Scores, weights: str, told: Mapping[str, Any]) -> None:
-    way = "" if told["inference"] is None else f", inference={told['inference']} over batches of {told['batch_size']}"
-    console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {weights} weights, step {told['step']}{way}")
+def _report(output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[str, Any], step: int | None) -> None:
+    way = f", inference={asked['inference']} over batches of {asked['batch_size']}" if "inference" in asked else ""
+    console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {asked['weights']} weights, step {step}{way}")
     console.say(
         f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
     )
-    row = {"checkpoint": str(path), "weights": weights, "data": cfg.data.name, **told, **scores.row()}
+    if not math.isfinite(scores.loss):
+        raise UserError(
+            f"checkpoint {path}: the loss is {scores.loss}, for the network gives values that are not finite with "
+            f"schedule.amp={cfg.schedule.amp}; nothing was saved"
+        )
+    row = {**asked, "step": step, **scores.row()}
     row |= {"images": scores.count, "correct1": scores.correct1, "correct5": scores.correct5}
+    if output.exists() and (before := json.loads(output.read_text()).get("step")) != step:
+        console.say(f"replaces the scores of step {before} in {output}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, json.dumps(row, indent=2) + "\n")
+        write_atomically(output, to_json(row, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error.strerror}") from None
     console.say(f"saved {output}")

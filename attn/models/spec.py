@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +56,20 @@ def resolve_attention(attention: str | Mapping[str, Any] | None) -> AttentionSpe
             raise ValueError(unknown("attention key", key, [*SLOTS, *SETTINGS]))
     slots = {slot: _build(mapping[slot], f"attention.{slot}") for slot in SLOTS if mapping.get(slot) is not None}
     return AttentionSpec(**slots, **{key: mapping[key] for key in SETTINGS if key in mapping})
+
+
+def targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every `_target_` in a mapping of slots, at any depth, with its place; nothing is imported."""
+    prefix = f"{where}." if where else ""
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            if key == "_target_":
+                yield f"{prefix}_target_", child
+            else:
+                yield from targets(child, f"{prefix}{key}")
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from targets(child, f"{prefix}{index}")
 
 
 def _build(node: Any, where: str) -> Any:

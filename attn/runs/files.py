@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -43,3 +45,18 @@ def _flush(file: IO[Any]) -> None:
     """To the disk: a rename may reach it before the content does, and a power cut would leave an empty file."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: a number that is not finite, for which JSON has no word, becomes null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(child) for child in value]
+    return value

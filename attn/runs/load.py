@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from attn.config import parse
 from attn.config.schema import Config
 from attn.errors import UserError
+from attn.models import spec
 from attn.models.create import check_input, create_model
-from attn.runs.checkpoint import BadCheckpoint, read
+from attn.runs.checkpoint import BadCheckpoint, non_finite, read
+
+OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # options of timm
 
 
 def load_config(content: Mapping[str, Any], path: str | Path) -> Config:
-    """The config that a checkpoint holds.
+    """The config that a checkpoint holds, as plain values: nothing in it is interpolated.
 
     Raises:
         BadCheckpoint: it does not fit this version.
@@ -28,17 +32,45 @@ def load_config(content: Mapping[str, Any], path: str | Path) -> Config:
         raise BadCheckpoint(f"checkpoint {path}: its config does not fit this version: {error}") from None
 
 
+def trusted(cfg: Config, trust: str | Collection[str], path: str | Path) -> Config:
+    """The config of a file, once it is known, before anything is imported, to name only attentions of this package.
+
+    Args:
+        cfg: the config.
+        trust: modules of the user's own, and packages, that it may name too.
+        path: the file, for the message.
+
+    Returns:
+        The config without what makes timm read other files: the weights are in the checkpoint.
+
+    Raises:
+        BadCheckpoint: it names another module; importing it could execute anything.
+    """
+    modules = ("attn.modules", *([trust] if isinstance(trust, str) else trust))
+    for where, target in spec.targets(cfg.attention):
+        module = str(target).rpartition(".")[0]
+        if not any(module == name or module.startswith(f"{name}.") for name in modules):
+            raise BadCheckpoint(
+                f"{path}: attention.{where}={target} is not of the package attn, and importing it may execute anything; if you "
+                f"trust it, say so: trust=[{module or target}] on the command line of eval.py, --trust {module or target} for "
+                f"scripts, attn.load(path, trust=[{(module or target)!r}]) in Python"
+            )
+    return replace(cfg, backbone={key: value for key, value in cfg.backbone.items() if key not in OTHER_FILES})
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Loads strictly.
 
     Raises:
-        BadCheckpoint: keys or shapes differ; the message says how many and names some.
+        BadCheckpoint: keys, shapes or types differ, or a value is not finite; the message says how many and names some.
     """
     own = model.state_dict()
+    expect_finite(weights, path)
     groups = {
         "missing": [k for k in own if k not in weights],
         "unexpected": [k for k in weights if k not in own],
         "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
+        "of another type": [k for k in own if k in weights and not same_kind(own[k], weights[k])],
     }
     wrong = [
         f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -50,19 +82,46 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
     model.load_state_dict(dict(weights))
 
 
-def load(path: str | Path, ema: bool | None = None, device: str | torch.device = "cpu") -> nn.Module:
+def same_kind(own: Tensor, given: Tensor) -> bool:
+    """Whether values of one tensor can stand for those of another: both real numbers, or both of the same integer type."""
+    if own.is_floating_point():
+        return given.is_floating_point() and (given.dtype == own.dtype or bool(torch.isfinite(given.to(own.dtype)).all()))
+    return given.dtype == own.dtype
+
+
+def expect_finite(weights: Mapping[str, Any], path: str | Path) -> None:
+    """Checks that weights are tensors without a NaN or an infinity.
+
+    Raises:
+        BadCheckpoint: names the first that is something else.
+    """
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            raise BadCheckpoint(f"checkpoint {path}: {name} is no dense tensor")
+    bad = non_finite(weights)
+    if bad is not None:
+        raise BadCheckpoint(f"checkpoint {path}: {bad} is not finite (NaN or infinity): it cannot be used")
+
+
+def load(
+    path: str | Path,
+    ema: bool | None = None,
+    device: str | torch.device = "cpu",
+    trust: str | Collection[str] = (),
+) -> nn.Module:
     """The model of a checkpoint, in eval mode.
 
     Args:
         path: `last.pt` or `best.pt` of a run.
         ema: the averaged weights; by default where the checkpoint holds them.
         device: where to put it.
+        trust: modules of your own whose attentions the checkpoint may name, such as `["mine"]`: importing one executes it.
 
     Raises:
-        BadCheckpoint: the file is damaged, or not one of `train.py`.
+        BadCheckpoint: the file is damaged, not one of `train.py`, or names a module that is neither of this package nor trusted.
     """
     content = read(path, device)
-    model = build(load_config(content, path))
+    model = build(trusted(load_config(content, path), trust, f"checkpoint {path}"))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()
 
@@ -79,6 +138,9 @@ def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path)
     return averaged if averaged is not None and ema is not False else content["model"]
 
 
+RESERVED = {"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans"}
+
+
 def build(cfg: Config, pretrained: bool = False) -> nn.Module:
     """The model of a config.
 
@@ -87,7 +149,7 @@ def build(cfg: Config, pretrained: bool = False) -> nn.Module:
     """
     options = dict(cfg.backbone)
     name = options.pop("name")
-    reserved = sorted({"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans"} & set(options))
+    reserved = sorted(RESERVED & set(options))
     if reserved:
         raise UserError(
             f"backbone.{reserved[0]} cannot be set: the run decides it (data.num_classes, attention=, pretrained=)"

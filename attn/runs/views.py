@@ -47,7 +47,7 @@ def write_curves(run_dir: Path) -> Path:
     ]
     for panel, (title, names) in zip(panels, contents, strict=True):
         for name in names:
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
             if points:
                 panel.plot(*zip(*points, strict=True), marker=".", label=name.replace("_", " "))
         panel.set(title=title, xlabel="epoch")

@@ -92,7 +92,7 @@ class Wandb:
 
     def _remember(self, step: int) -> None:
         """Keeps the id, and the last step sent: a folder that has been emptied since begins another run."""
-        files.write_atomically(self._run_dir / self.STATE, json.dumps({"id": self._id, "step": step}))
+        files.write_atomically(self._run_dir / self.STATE, files.to_json({"id": self._id, "step": step}))
 
     def _end(self) -> None:
         self._run.finish()

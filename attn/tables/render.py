@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 
 from attn.models import flops
+from attn.runs.files import to_json
 from attn.tables.build import choice
 from attn.tables.verdict import Result, decimals, summary
 
@@ -64,7 +64,7 @@ def _remarks(results: list[Result]) -> Iterator[str]:
 
 def as_json(results: list[Result]) -> str:
     """A list with one object per row."""
-    return json.dumps([result.record() for result in results], indent=1)
+    return to_json([result.record() for result in results], indent=1)
 
 
 def _legend() -> str:

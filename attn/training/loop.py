@@ -202,6 +202,7 @@ def end_epoch(
     if ranks.first:
         console.say(views.table_row(row))
         state.rows.append(row)
+        state.history.append(row)
         if not save(cfg, run_dir, state, improved, final=state.step >= job.total_steps):
             state.best = best  # best.pt is still the old one
         if mirror is not None:

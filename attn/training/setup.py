@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attn import console, rng
 from attn.config.schema import Config
+from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
 from attn.distributed import Ranks
 from attn.errors import UserError
@@ -25,7 +26,7 @@ from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, set_last_norm
 from attn.models.unused import ignore_unused
 from attn.runs import checkpoint, directory, load, metrics
-from attn.runs.checkpoint import LAST
+from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.training import optim
 from attn.training.state import Best, State
 from attn.training.stopping import finish
@@ -51,7 +52,7 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
             is one.
     """
     if cfg.resume == "never":
-        if (run_dir / LAST).exists():
+        if any((run_dir / name).exists() for name in (LAST, PREVIOUS, BEST, directory.DONE, metrics.METRICS)):
             raise UserError(
                 f"resume=never, but {run_dir} holds a run: remove it, choose another run_dir=, or use resume=auto"
             )
@@ -67,6 +68,14 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
                 console.warn(f"{problem}; going back to {path}")
         elif cfg.resume != "auto":
             path = Path(cfg.resume)
+    own = None if path is None or path.resolve().parent != run_dir.resolve() else path
+    asked = own is not None and cfg.resume != "auto" and Path(cfg.resume).resolve() == own.resolve()
+    if (run_dir / directory.DONE).exists() and not asked and (own is None or own.name != LAST):
+        left = "there is no other checkpoint" if own is None else f"{own} is older"
+        raise UserError(
+            f"{run_dir} is finished, but its {LAST} is gone or damaged, and {left}: nothing was trained again; remove "
+            f"{run_dir / directory.DONE} to do so, or choose another run_dir="
+        )
     if path is None:
         return None
     changed = directory.differences(load.load_config(checkpoint.read(path), path), cfg)
@@ -85,11 +94,24 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     schedule = cfg.schedule
     data = train_data(cfg.data, schedule.batch_size, schedule.accumulate, cfg.seed, ranks)
     val = evaluation_data(cfg.data)
+    classes, other = class_names(data.dataset.dataset), class_names(val.dataset)
+    where = f"data={cfg.data.name} data.root={cfg.data.root}:"
+    expect_same_classes(classes, other, f"{where} {cfg.data.train_split} and {cfg.data.val_split}")
+    if found is not None:
+        expect_same_classes(found.get("classes"), classes, f"{where} checkpoint {path} and these images")
     mixup = build_mixup(cfg, ranks)
     total = optim.total_steps(schedule, data.steps_per_epoch)
+    over = found is not None and found["step"] >= total and found["evaluated"] * data.steps_per_epoch >= total
+    if over and path is not None and path.resolve().parent != run_dir.resolve():
+        raise ValueError(
+            f"resume={path} is finished: its {total // data.steps_per_epoch} epochs are all that schedule.epochs="
+            f"{schedule.epochs} asks for, and nothing is left to train in {run_dir}; raise schedule.epochs to train on, or "
+            f"evaluate it: eval.py checkpoint={path}"
+        )
     if ranks.first:
-        metrics.rewind_metrics(run_dir, found["evaluated"] if found is not None else 0)
-    if found is not None and found["step"] >= total and found["evaluated"] * data.steps_per_epoch >= total:
+        bring_metrics(run_dir, found)
+    if found is not None and over:
+        load.expect_finite(found["model"], str(path))
         if ranks.first:
             console.say(f"finished already: {total // data.steps_per_epoch} epochs in {run_dir}")
             finish(cfg, run_dir, Best(**found["best"]))
@@ -115,9 +137,11 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     model = model.to(ranks.device, memory_format=layout)
     ema = None if schedule.ema_decay is None else ModelEmaV3(model, decay=schedule.ema_decay)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=schedule.amp == "fp16")
-    state = State(model, ema, optim.build_optimizer(schedule, model), scaler)
+    state = State(model, ema, optim.build_optimizer(schedule, model), scaler, classes=classes)
     if found is not None:
         state.restore(found, str(path))
+        if ranks.first:
+            state.history = [*metrics.read_metrics(run_dir), *state.rows]
         if ranks.first:
             console.say(f"continuing from {path} at step {state.step} of {total}")
     if ranks.first:
@@ -141,6 +165,17 @@ def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:
     targets = torch.zeros(2, dtype=torch.long, device=device)
     logits = model(images)
     return F.cross_entropy(logits, targets) + extra_loss(model, images, targets, logits)
+
+
+def bring_metrics(run_dir: Path, found: dict[str, Any] | None) -> None:
+    """Brings metrics.jsonl to where the checkpoint is, and says what was wrong with it; see `metrics.rewind_metrics`."""
+    if found is None:
+        told = metrics.rewind_metrics(run_dir, 0)
+    else:
+        pending = [row["epoch"] for row in found["rows"]]
+        told = metrics.rewind_metrics(run_dir, found["evaluated"], found.get("history", ()), pending)
+    for line in told:
+        console.warn(line)
 
 
 def check_single_image(cfg: Config, model: nn.Module) -> None:

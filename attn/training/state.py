@@ -58,6 +58,8 @@ class State:
         evaluated: epochs evaluated; one less than trained while an evaluation is due.
         skipped_in_row: steps left out directly before this one, for non-finite values.
         rows: lines of metrics that are not on the disk yet, because it was full.
+        classes: names of the classes in the order of their labels; None where the data set has none.
+        history: all lines of metrics, from which a damaged file is restored.
         phase: between two steps; in the gradients of a step, which change only buffers; or in its update.
     """
 
@@ -72,6 +74,8 @@ class State:
     best: Best = field(default_factory=Best)
     meter: Meter = field(default_factory=Meter)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    classes: list[str] | None = None
     phase: Literal["between", "gradients", "update"] = "between"
     _buffers: list[Tensor] = field(default_factory=list)  # before the step
 
@@ -89,6 +93,8 @@ class State:
             "best": asdict(self.best),
             "meter": asdict(self.meter),
             "rows": self.rows,
+            "history": self.history,
+            "classes": self.classes,
             "config": to_dict(cfg) | {"resume": "auto"},  # the file that a run began with need not stay
             "versions": checkpoint.versions(),
         }

@@ -151,3 +151,20 @@ def test_a_detectors_weights_must_be_the_detectors(build: Any) -> None:
     attended, _ = build("digits_faster_rcnn", {"model.backbone.attention": "se"})
     with pytest.raises(BadCheckpoint, match=r"keys \d+ missing \(backbone.model.layer1.0.se"):
         weights.check_detector(attended, content, "x.pth", whole=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(lambda w: w * float("nan"), "conv1.weight is not finite"), (lambda w: (w * 10).long(), "1 of another type")],
+)
+def test_weights_are_checked_for_type_and_finiteness(tmp_path: Path, spoil: Any, said: str) -> None:
+    path, content = classifier(tmp_path, ema=False)
+    content["model"]["conv1.weight"] = spoil(content["model"]["conv1.weight"])
+    checkpoint.save(content, tmp_path, best=False)
+    with pytest.raises(BadCheckpoint, match=said):
+        initialised(path)
+    model = attn.create_model("resnet18")
+    state = model.state_dict() | {"conv1.weight": spoil(model.conv1.weight.detach())}
+    torch.save({"state_dict": state}, tmp_path / "detector.pth")
+    with pytest.raises(BadCheckpoint, match=said):
+        weights.check_detector(model, weights.read_detector(tmp_path / "detector.pth"), "detector.pth", whole=True)
