@@ -53,6 +53,7 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_train_and_test_mask_rcnn_with_ba(tmp_path: Path, digits_options: list[str]) -> None:
     options = ["--cfg-options", *digits_options, "model.backbone.attention=ba"]
     trained = run("detection/train.py", "digits_mask_rcnn", "--work-dir", str(tmp_path), *options)
@@ -83,6 +84,7 @@ def test_resume_continues_and_refuses_another_detector(tmp_path: Path, digits_op
     assert "is of another detector than the config" in line
 
 
+@pytest.mark.slow
 def test_two_ranks_train(tmp_path: Path, digits_options: list[str]) -> None:
     options = [*digits_options, "model.backbone.attention=ba", "train_dataloader.batch_size=2"]
     result = run("detection/train.py", "digits_faster_rcnn", "--work-dir", str(tmp_path), "--cfg-options", *options, ranks=2)

@@ -27,7 +27,7 @@ class Launched:
     """A launcher in a session of its own, its output in a file."""
 
     def __init__(self, command: list[str], output: Path, env: dict[str, str] | None = None) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **(env or {})}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{HERE}", **(env or {})}
         self.output = output
         with open(output, "w") as file:
             self.process = subprocess.Popen(

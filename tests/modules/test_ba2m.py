@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from formulas import batch_norm, sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -25,9 +26,7 @@ from attn.modules.ba2m import BA2M, gather, inner_width
 from attn.modules.chain import Chain
 from attn.modules.se import SE
 
-
-def site(width: int, stage: int = 1) -> Site:
-    return Site((width,), stage=stage, block=0, depth=0, stride=4)
+site = sites(16, stride=4)
 
 
 def size(module: nn.Module) -> int:
@@ -42,25 +41,17 @@ def awake(module: nn.Module) -> nn.Module:
     return module
 
 
-def normalised(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-    """Training-mode batch norm, written out."""
-    axes = [0, *range(2, x.dim())]
-    mean, var = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    return (x - mean) / (var + 1e-5).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
-
-
 def scores_by_equations(module: BA2M, x: torch.Tensor) -> torch.Tensor:
     """Eqs. 6 to 9 with matrix products and loops over groups and samples."""
     found = []
     if "channel" in module.branches:
         fc0, fc1, norm = module.branches["channel"][2:5]
-        found.append(normalised(x.mean((2, 3)) @ fc0.weight.T @ fc1.weight.T, norm))
+        found.append(batch_norm(norm, x.mean((2, 3)) @ fc0.weight.T @ fc1.weight.T, True))
     if "local_spatial" in module.branches:
         a, b, c, norm = module.branches["local_spatial"][:4]
         y = torch.einsum("oi,nihw->nohw", a.weight[:, :, 0, 0], x)
         y = F.conv2d(y, b.weight, padding=1)
-        found.append(normalised(torch.einsum("oi,nihw->nohw", c.weight[:, :, 0, 0], y), norm).mean((2, 3)))
+        found.append(batch_norm(norm, torch.einsum("oi,nihw->nohw", c.weight[:, :, 0, 0], y), True).mean((2, 3)))
     if "global_spatial" in module.branches:
         attention, norm = module.branches["global_spatial"][:2]
         f, g, h = (conv.weight[:, :, 0, 0] for conv in (attention.f, attention.g, attention.h))
@@ -71,7 +62,7 @@ def scores_by_equations(module: BA2M, x: torch.Tensor) -> torch.Tensor:
                 pixels = x[n, start : start + m].flatten(1)  # [m, HW]
                 share = torch.softmax((f @ pixels).T @ (g @ pixels), 1)
                 y[n, start : start + m] = ((h @ pixels) @ share.T).view(m, *x.shape[2:])
-        found.append(normalised(y, norm).mean((2, 3)))
+        found.append(batch_norm(norm, y, True).mean((2, 3)))
     highest = found[0]
     for other in found[1:]:
         highest = torch.maximum(highest, other)
@@ -470,7 +461,7 @@ class Shift(attn.attention.Attention):
 
 
 def test_chain_order_and_state() -> None:
-    sites = [site(8, stage) for stage in (1, 2, 3)]
+    sites = [site(8, stage=stage) for stage in (1, 2, 3)]
     parts = [partial(Shift, by=2.0, stages=[1, 3]), partial(SE, reduction=2), partial(Shift, stages=[2])]
     chains = Chain.place(sites, parts=parts)
     assert [list(c.parts) for c in chains] == [["0", "1"], ["1", "2"], ["0", "1"]]
@@ -483,7 +474,7 @@ def test_chain_order_and_state() -> None:
 
 
 def test_chain_leaves_what_no_part_fills() -> None:
-    sites = [site(8, stage) for stage in (1, 2, 3)]
+    sites = [site(8, stage=stage) for stage in (1, 2, 3)]
     assert Chain.place(sites, parts=[partial(SE, reduction=2, stages=[2])])[::2] == [None, None]
     placed = Chain.place(sites, parts=[partial(SE, reduction=2)], stages=[3])
     assert [m is None for m in placed] == [True, True, False]

@@ -10,13 +10,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from formulas import logistic, randomised
+from formulas import batch_norm, logistic, randomised, sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import attn
-from attn.attention import Site
 from attn.config import groups
 from attn.models.options import check_options
 from attn.modules.ba import BA
@@ -29,8 +28,7 @@ from attn.modules.se import SE
 WIDTHS = (24, 8, 12, 32)  # a block's input and the outputs of its three convolutions
 
 
-def site(widths: tuple[int, ...] = WIDTHS, **fields: Any) -> Site:
-    return Site(**{"widths": widths, "stage": 1, "block": 0, "depth": 0, "stride": 32} | fields)
+site = sites(WIDTHS, stride=32)
 
 
 def features(widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> tuple[Tensor, ...]:
@@ -38,11 +36,6 @@ def features(widths: tuple[int, ...] = WIDTHS, seed: int = 0) -> tuple[Tensor, .
     generator = torch.Generator().manual_seed(seed)
     sides = [8, 8] + [4] * (len(widths) - 2)
     return tuple(torch.randn(3, c, s, s, generator=generator) for c, s in zip(widths, sides, strict=True))
-
-
-def normalise(z: Tensor, norm: Any) -> Tensor:
-    """Eval-mode batch norm of [N, C], written out."""
-    return (z - norm.running_mean) / (norm.running_var + norm.eps) ** 0.5 * norm.weight + norm.bias
 
 
 @given(reduction=st.sampled_from([1, 2, 4, 16]), bias=st.booleans(), seed=st.integers(0, 9))
@@ -94,7 +87,7 @@ def test_ba_is_its_equation(widths, gate, act, seed):
     feats = features(widths, seed)
     total = 0
     for bridge, f in zip(module.bridges, feats[1:], strict=True):
-        total = total + normalise(torch.einsum("nchw,kc->nk", f, bridge[0].weight) / f[0, 0].numel(), bridge[1])
+        total = total + batch_norm(bridge[1], torch.einsum("nchw,kc->nk", f, bridge[0].weight) / f[0, 0].numel())
     hidden = total.clamp(min=0) if act == "relu" else total * logistic(total)
     expanded = torch.einsum("nk,ck->nc", hidden, module.expand.weight)
     weights = logistic(expanded) if gate == "sigmoid" else ((expanded + 3) / 6).clamp(0, 1)
@@ -111,7 +104,7 @@ def test_ba_v2_is_its_equation(widths, seed):
     selected = module.select.bias
     for i, f in enumerate(feats[1:]):
         selected = selected + module.select.weight[0, i] * f.mean((2, 3)) @ module.bridges[i].weight.T
-    weights = logistic(normalise(selected, module.norm).clamp(min=0) @ module.expand.weight.T)
+    weights = logistic(batch_norm(module.norm, selected).clamp(min=0) @ module.expand.weight.T)
     y, _ = module(feats, None)
     torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
 
@@ -136,8 +129,8 @@ def test_q_layers_before_are_bridged_across_blocks(cls, q):
             if cls is BAv2:
                 total = total + module.select.weight[0, i] * (z @ module.bridges[i].weight.T)
             else:
-                total = total + normalise(z @ module.bridges[i][0].weight.T, module.bridges[i][1])
-        hidden = (normalise(total, module.norm) if cls is BAv2 else total).clamp(min=0)
+                total = total + batch_norm(module.bridges[i][1], z @ module.bridges[i][0].weight.T)
+        hidden = (batch_norm(module.norm, total) if cls is BAv2 else total).clamp(min=0)
         weights = logistic(hidden @ module.expand.weight.T)
         y, state = module(feats, state)
         torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
@@ -204,7 +197,7 @@ def test_ba_fca_pools_by_frequency():
                 for x in range(8):
                     basis = math.cos(math.pi * u * (y + 0.5) / 8) * math.cos(math.pi * v * (x + 0.5) / 8) / 8
                     z[:, c] += f[:, c, y, x] * basis * 2 ** (((u > 0) + (v > 0)) / 2)
-        total = total + normalise(z @ bridge[0].weight.T, bridge[1])
+        total = total + batch_norm(bridge[1], z @ bridge[0].weight.T)
     weights = logistic(total.clamp(min=0) @ module.expand.weight.T)
     refined, _ = module(feats, None)
     torch.testing.assert_close(refined, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
@@ -253,7 +246,7 @@ def test_ablation_is_its_definition(vector, position, parameters):
         }[position]
         total = 0
         for bridge, z in zip(module.bridges, [own, *others], strict=True):
-            total = total + normalise(z @ bridge[0].weight.T, bridge[1])
+            total = total + batch_norm(bridge[1], z @ bridge[0].weight.T)
         weights = logistic(total.clamp(min=0) @ module.expand.weight.T)
         y, state = module(feats, state)
         torch.testing.assert_close(y, feats[-1] * weights[:, :, None, None], rtol=1e-3, atol=1e-4)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from formulas import logistic, randomised
+from formulas import batch_norm, logistic, randomised, sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -30,20 +30,11 @@ from attn.modules.se import SE
 from attn.modules.sge import SGE
 from attn.modules.srm import SRM
 
-
-def site(width: int = 32, **fields: Any) -> Site:
-    return Site(**{"widths": (width, width), "stage": 2, "block": 0, "depth": 0, "stride": 8} | fields)
+site = sites(32, stage=2)
 
 
 def conv_site(width: int = 16, stride: int = 1, **fields: Any) -> Site:
     return site(width, conv=nn.Conv2d(8, width, 3, stride, 1, bias=False), **fields)
-
-
-def normalise(x: Tensor, norm: Any) -> Tensor:
-    """Eval-mode batch norm of [N, C, ...], written out."""
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    mean, var, weight, bias = (t.reshape(shape) for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
-    return (x - mean) / (var + norm.eps) ** 0.5 * weight + bias
 
 
 def count(backbone: str, name: str, **options: Any) -> int:
@@ -125,7 +116,7 @@ def test_srm_is_its_equation(side, seed):
     pixels = x.flatten(2)
     mean = pixels.sum(2) / side**2
     std = (((pixels - mean[..., None]) ** 2).sum(2) / side**2 + 1e-5).sqrt()
-    weights = logistic(normalise(module.style[:, 0] * mean + module.style[:, 1] * std, module.norm))
+    weights = logistic(batch_norm(module.norm, module.style[:, 0] * mean + module.style[:, 1] * std))
     torch.testing.assert_close(module.refine(x), x * weights[:, :, None, None], rtol=1e-3, atol=1e-4)
 
 
@@ -161,12 +152,12 @@ def test_bam_is_its_equation(combine):
     module = randomised(BAM(site(), 4, 2, combine))
     x = torch.randn(2, 32, 6, 6)
     first, norm, _, second = module.channel
-    channel = normalise(x.mean((2, 3)) @ first.weight.T + first.bias, norm).clamp(min=0) @ second.weight.T + second.bias
+    channel = batch_norm(norm, x.mean((2, 3)) @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
     spatial = x
     for i, padding in ((0, 0), (3, 2), (6, 2)):
         conv, norm = module.spatial[i], module.spatial[i + 1]
         y = F.conv2d(spatial, conv.weight, conv.bias, padding=padding, dilation=2 if padding else 1)
-        spatial = normalise(y, norm).clamp(min=0)
+        spatial = batch_norm(norm, y).clamp(min=0)
     spatial = torch.einsum("nchw,oc->nohw", spatial, module.spatial[9].weight.flatten(1)) + module.spatial[9].bias
     channel = channel[:, :, None, None]
     weights = logistic(channel + spatial if combine == "sum" else channel * spatial)

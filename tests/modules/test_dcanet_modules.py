@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from formulas import randomised
+from formulas import batch_norm, randomised, sites
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import Conv2dSame, SelectiveKernel
@@ -35,9 +35,7 @@ from attn.modules.sk import SK
 WIDTHS = (8, 8, 16, 16)  # of the four sites of the chains below; the second 8 -> 16 needs a size matching
 
 
-def site(width: int = 8, prev: int | None = None, **fields: Any) -> Site:
-    known = {"stage": 1, "block": 0, "depth": 0, "stride": 8, "prev": None if prev is None else (prev, prev)}
-    return Site(widths=(width, width), **known | fields)
+site = sites(8)
 
 
 def conv_site(width: int = 8, prev: int | None = None, conv: nn.Conv2d | None = None) -> Site:
@@ -68,13 +66,6 @@ def run(modules: nn.ModuleList, inputs: list[Tensor]) -> list[Tensor]:
 def assert_equal(outputs: list[Tensor], expected: list[Tensor]) -> None:
     for i, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda m, i=i: f"site {i}: {m}")
-
-
-def batch_norm(norm: Any, x: Tensor) -> Tensor:
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    mean, var, weight, bias = (v.view(shape) for v in values)
-    return (x - mean) / (var + norm.eps).sqrt() * weight + bias
 
 
 def layer_norm(norm: Any, x: Tensor) -> Tensor:
