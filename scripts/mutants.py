@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -162,8 +163,8 @@ def main() -> None:
         print(f"not run, for want of the detection extra: {', '.join(mutant.name for mutant in left_out)}", flush=True)
     if not mutants:
         sys.exit("error: nothing to run")
-    import timm  # noqa: F401  here, so that every fork has it
-    import torchvision  # noqa: F401
+    for package in ("pytest", "hypothesis", "hydra", "timm", "torchvision"):
+        importlib.import_module(package)  # once, and not in every fork
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

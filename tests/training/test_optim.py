@@ -92,6 +92,7 @@ def test_parameters_without_decay() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.Linear(4, 2))
     layer_norm = [free for _, free in classify(nn.LayerNorm(4), {"batchnorm"})]
     assert layer_norm == [False, False]
+    assert [free for _, free in classify(nn.Conv2d(4, 8, 3, groups=2), {"depthwise"})] == [False, False]  # grouped
 
     def exempt(*kinds: str) -> list[bool]:
         return [free for _, free in classify(model, set(kinds))]
