@@ -10,7 +10,7 @@ try:
 
     operators.provide()
     import mmcv.ops
-    import mmdet.structures.mask.structures
+    import mmdet  # noqa: F401
 except ImportError as error:
     raise ImportError(f"detection needs MMDetection with mmcv ({error}): pip install 'attn[detection]'") from None
 
@@ -18,8 +18,5 @@ from detection.backbone import AttentionBackbone
 from detection.detector import AttentionDetector
 from detection.neck import AttentionFPN
 from detection.runner import AttentionRunner
-
-# MMDetection's tools may have imported this before, without operators: it keeps a function that only raises.
-mmdet.structures.mask.structures.roi_align = mmcv.ops.roi_align
 
 __all__ = ["AttentionBackbone", "AttentionDetector", "AttentionFPN", "AttentionRunner"]
