@@ -9,7 +9,7 @@ try:
     from detection import operators
 
     operators.provide()
-    import mmcv.ops
+    import mmcv.ops  # noqa: F401
     import mmdet  # noqa: F401
 except ImportError as error:
     raise ImportError(f"detection needs MMDetection with mmcv ({error}): pip install 'attn[detection]'") from None

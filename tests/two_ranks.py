@@ -55,7 +55,7 @@ def config(build: Build, run_dir: Path) -> Config:
 
 
 def main() -> None:
-    trained, cfg = [], None
+    trained = []
     for name, build in chosen().items():
         run_dir = Path(sys.argv[1]) / name.replace("/", "_")
         run_dir.mkdir(parents=True, exist_ok=True)

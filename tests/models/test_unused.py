@@ -67,7 +67,7 @@ def test_unused_layers_of_the_authors_are_known() -> None:
 
 def printed() -> dict[str, tables.Build]:
     """The distinct networks of all printed commands, by the first row of each. ResNets that differ only in depth count once, with
-    two blocks a stage: what an attention holds depends on which block is the first of the network or of its stage.
+    five blocks: what an attention holds depends on which block is the first of the network or of its stage.
     """
     found: dict[str, tuple[str, tables.Build]] = {}
     for row in tables.with_alternatives((*tables.load_rows(), *tables.load_computed())):
@@ -75,13 +75,14 @@ def printed() -> dict[str, tables.Build]:
             continue
         build = row.build
         if build.backbone in SHALLOW:
-            settings = (*build.own, ("backbone.layers", (2, 2, 2, 2)))
+            settings = (*build.own, ("backbone.layers", (2, 1, 1, 1)))
             build = replace(build, backbone=SHALLOW[build.backbone], own=settings)
         key = json.dumps([build.mapping("backbone"), build.mapping("attention"), build.data])
         found.setdefault(key, (row.id, build))
     return dict(found.values())
 
 
+@pytest.mark.slow
 def test_every_printed_pairing_names_what_gets_no_gradient() -> None:
     builds, failed, named = printed(), {}, 0
     for row, build in builds.items():
@@ -100,6 +101,7 @@ def test_every_printed_pairing_names_what_gets_no_gradient() -> None:
     assert named > 20
 
 
+@pytest.mark.slow
 def test_printed_pairings_take_two_steps_on_two_ranks(tmp_path: Path) -> None:
     result = call(["tests/two_ranks.py", str(tmp_path)], ranks=2)
     assert result.returncode == 0, result.stderr
