@@ -84,6 +84,13 @@ class Attention(nn.Module):
         """
         return []
 
+    def objective_parameters(self) -> list[str]:
+        """Names of the own parameters that only the attention's own objective reaches (`attn.models.auxiliary`).
+
+        Training that adds no objectives, such as a detector's, leaves them alone.
+        """
+        return []
+
     @classmethod
     def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
         """Chooses sites, builds their modules, and gives one entry per site; `None` leaves a site as the backbone made it.

@@ -9,8 +9,8 @@ try:
     from detection import operators
 
     operators.provide()
-    import mmcv.ops
-    import mmdet.structures.mask.structures
+    import mmcv.ops  # noqa: F401
+    import mmdet  # noqa: F401
 except ImportError as error:
     raise ImportError(f"detection needs MMDetection with mmcv ({error}): pip install 'attn[detection]'") from None
 
@@ -19,8 +19,5 @@ from detection.detector import AttentionDetector
 from detection.metric import VOCRecallMetric
 from detection.neck import AttentionFPN
 from detection.runner import AttentionRunner
-
-# MMDetection's tools may have imported this before, without operators: it keeps a function that only raises.
-mmdet.structures.mask.structures.roi_align = mmcv.ops.roi_align
 
 __all__ = ["AttentionBackbone", "AttentionDetector", "AttentionFPN", "AttentionRunner", "VOCRecallMetric"]

@@ -8,8 +8,11 @@ when it is called. The values are those of the compiled operators: `tests/detect
 
 from __future__ import annotations
 
+import ast
 import ctypes
+import importlib
 import importlib.util
+import inspect
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -33,6 +36,26 @@ def provide() -> None:
     """
     if NAME not in sys.modules and importlib.util.find_spec(NAME) is None:
         sys.modules[NAME] = _Operators(NAME, __doc__)
+        _import_again()
+
+
+def _import_again() -> None:
+    """Repeats what modules of MMDetection and mmcv that were imported before tried to import from `mmcv.ops`.
+
+    MMDetection's tools and a user's script may import some before this package; in the operators' place those keep functions
+    that only raise.
+    """
+    before = [module for name, module in sys.modules.items() if name.startswith(("mmdet.", "mmcv."))]
+    for module in before:
+        try:
+            source = inspect.getsource(module)
+        except (OSError, TypeError):  # not written in Python, or not a module at all
+            continue
+        for statement in ast.parse(source).body if "mmcv.ops" in source else ():
+            for node in statement.body if isinstance(statement, ast.Try) else (statement,):
+                if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("mmcv.ops."):
+                    origin = importlib.import_module(str(node.module))
+                    vars(module).update({alias.asname or alias.name: getattr(origin, alias.name) for alias in node.names})
 
 
 def in_use() -> str:

@@ -55,9 +55,9 @@ class AttentionRunner(Runner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        if self.distributed:
+        if self.distributed and hasattr(model, "backbone"):
             try:
-                ignore_unused(model, _check_loss)
+                ignore_unused(model, _check_loss, objectives=False)
             except ValueError as error:
                 raise UserError(str(error)) from error
         if model_wrapper_cfg is None and self.distributed and get_device() == "cpu":
@@ -113,11 +113,14 @@ class AttentionRunner(Runner):
 
 
 def _check_loss(model: nn.Module, device: torch.device) -> Tensor:
-    """A scalar of all maps that a detector's heads get, for two images."""
+    """A scalar of all maps that a detector's heads get, for two images, and of the heads' own parameters: those are MMDetection's
+    concern, and count as used.
+    """
     maps = model.backbone(torch.zeros(2, 3, 64, 64, device=device))
     if getattr(model, "neck", None) is not None:
         maps = model.neck(maps)
-    return sum(level.sum() for level in maps)
+    heads = [p for name, p in model.named_parameters() if not name.startswith(("backbone.", "neck."))]
+    return sum((tensor.sum() for tensor in (*maps, *heads)), torch.zeros((), device=device))
 
 
 def leaves(dataset: Any) -> Iterator[Any]:

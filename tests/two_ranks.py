@@ -1,86 +1,77 @@
-"""Trains every printed pairing for two steps, under torchrun: `torchrun --nproc-per-node=2 tests/two_ranks.py SHARE SHARES`.
+"""Two steps of training for each way in which ranks can wait for a gradient: `torchrun --nproc-per-node=2 tests/two_ranks.py FOLDER`.
 
-Prints a line of JSON with the number of pairings and what failed. Gradients are not sent: which of them DistributedDataParallel waits for is what matters,
-and it is decided before.
+These are the printed attentions that hold unused parameters, each setting once, and one attention of each slot. The steps are those of
+`attn.training`, on narrow networks. Prints a line of JSON with the rows whose networks were trained.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
 import sys
+from pathlib import Path
 
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from commands import composed
 
-from attn import create_model, tables
-from attn.models.auxiliary import extra_loss
-from attn.models.create import check_input
-from attn.models.unused import ignore_unused
+from attn import tables
+from attn.config.schema import Config
+from attn.distributed import agreed, launch
+from attn.models.spec import resolve_attention
+from attn.tables.build import Build
+from attn.training.loop import train_step
+from attn.training.setup import prepare
+from attn.training.stopping import StopRequest
 
-SIZES = (32, 64, 224)  # pixels; the first that a network takes
 STEPS = 2
+SETTINGS = [
+    "data=fake",
+    "data.image_size=32",
+    "data.test_resize=32",
+    "data.num_classes=10",
+    "data.samples=16",
+    "data.workers=0",
+]
+SETTINGS += ["schedule.batch_size=8", "device=cpu", "logger=none"]
+NARROW = ["++backbone.layers=[2,1,1,1]", "++backbone.channels=[32,32,32,32]", "++backbone.stem_width=32"]
 
 
-def pairings() -> list[tuple[str, tables.Build]]:
-    """The distinct networks of all printed commands, with the first row of each."""
-    found: dict[str, tuple[str, tables.Build]] = {}
+def chosen() -> dict[str, Build]:
+    """The builds to train, by the first row of each."""
+    found: dict[str, tuple[str, Build]] = {}
     for row in tables.with_alternatives((*tables.load_rows(), *tables.load_computed())):
-        if row.build is not None and row.build.detector is None:
-            key = json.dumps([row.build.mapping("backbone"), row.build.mapping("attention"), row.build.data])
-            found.setdefault(key, (row.id, row.build))
-    return list(found.values())
-
-
-def loss(model: nn.Module, net: nn.Module, size: int, device: torch.device) -> Tensor:
-    """The training loss of two images; `net` is the model, or DDP around it."""
-    images, targets = torch.randn(2, 3, size, size, device=device), torch.zeros(2, dtype=torch.long, device=device)
-    logits = net(images)
-    return F.cross_entropy(logits, targets) + extra_loss(model, images, targets, logits)
-
-
-def smallest(model: nn.Module) -> int:
-    for size in SIZES[:-1]:
-        try:
-            check_input(model, size)
-        except ValueError:
+        if row.build is None or row.build.detector is not None or row.build.data != "imagenet":
             continue
-        return size
-    return SIZES[-1]
+        attention = row.build.mapping("attention")
+        unused = any(key.endswith(".unused") and value for key, value in row.build.settings)
+        slots = sorted(resolve_attention(attention).filled)
+        found.setdefault(json.dumps(attention if unused else slots), (row.id, row.build))
+    return dict(found.values())
 
 
-def train(build: tables.Build) -> None:
-    """Two steps, as `attn.training` take them."""
-    torch.manual_seed(0)
-    backbone = build.mapping("backbone")
-    model = create_model(backbone.pop("name"), build.mapping("attention"), 10, **backbone)
-    size = smallest(model)
-    ignore_unused(model, lambda twin, device: loss(twin, twin, size, device))
-    net = DistributedDataParallel(model.train(), init_sync=False)
-    net.register_comm_hook(None, keep)
-    for _ in range(STEPS):
-        loss(model, net, size, torch.device("cpu")).backward()
-
-
-def keep(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """A hook of DDP that sends nothing."""
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer())
-    return done
+def config(build: Build, run_dir: Path) -> Config:
+    choices = [f"backbone={build.backbone}", f"attention={build.attention}", *SETTINGS, f"run_dir={run_dir}"]
+    own = [o for o in build.overrides() if o.lstrip("+").startswith(("backbone.", "attention."))]
+    return composed(*choices, *own, *(NARROW if build.backbone.startswith("res") else []))
 
 
 def main() -> None:
-    share, shares = map(int, sys.argv[1:])
-    dist.init_process_group("gloo")
-    chosen, failed = pairings()[share::shares], {}
-    for name, build in chosen:
-        try:
-            train(build)
-        except Exception as error:
-            failed[name] = str(error).splitlines()[0]
-    if dist.get_rank() == 0:
-        print(json.dumps({"pairings": len(chosen), "failed": failed}))
-    dist.destroy_process_group()
+    trained = []
+    for name, build in chosen().items():
+        run_dir = Path(sys.argv[1]) / name.replace("/", "_")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        cfg = config(build, run_dir)
+        with launch(cfg.device, cfg.dist_timeout) as ranks, StopRequest() as request:
+            with agreed(ranks):
+                job = prepare(cfg, run_dir, ranks, None)
+            assert job is not None
+            with contextlib.closing(job.data.batches(0, STEPS, ranks)) as batches:
+                for _ in range(STEPS):
+                    train_step(cfg, run_dir, ranks, job, batches, request)
+            ranks.barrier()
+            if ranks.first:
+                trained.append(name)
+    if trained:
+        print(json.dumps(trained))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ autocast context, adds it to its loss, and takes one backward pass over the sum:
     loss.backward()
 
 Under gradient accumulation it is part of each micro-batch's loss. With DDP, what an objective alone reaches gets its gradient
-in the same backward pass as all else, so that nothing is left unused.
+in the same backward pass as all else, so that nothing is left unused. A loop that adds no objectives, such as a detector's, leaves
+these parameters alone: `Attention.objective_parameters` names them.
 """
 
 from __future__ import annotations

@@ -17,27 +17,33 @@ from torch.nn.parallel import DistributedDataParallel
 from attn.attention import Attention
 
 
-def unused_parameters(model: nn.Module) -> list[str]:
-    """Names, in `model`, of the parameters that its attentions hold but never use."""
-    return [
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if isinstance(module, Attention)
-        for name in module.unused_parameters()
-    ]
+def unused_parameters(model: nn.Module, objectives: bool = True) -> list[str]:
+    """Names, in `model`, of the parameters that its attentions hold but never use.
+
+    Args:
+        model: any network with attentions in it.
+        objectives: whether the training adds the attentions' own objectives; what only they reach is unused without.
+    """
+    found = []
+    for prefix, module in model.named_modules():
+        if isinstance(module, Attention):
+            names = module.unused_parameters() + ([] if objectives else module.objective_parameters())
+            found += [f"{prefix}.{name}" if prefix else name for name in names]
+    return found
 
 
-def ignore_unused(model: nn.Module, loss: Callable[[nn.Module, torch.device], Tensor]) -> None:
+def ignore_unused(model: nn.Module, loss: Callable[[nn.Module, torch.device], Tensor], objectives: bool = True) -> None:
     """Makes DDP leave the unused parameters alone, after a check that they are those that get no gradient.
 
     Args:
         model: not wrapped yet. It is not run: a copy is, without data, on the meta device.
         loss: a scalar that the training minimises, of a given copy of the model on a given device.
+        objectives: as for `unused_parameters`.
 
     Raises:
         ValueError: a parameter gets no gradient and is not named, or is named and gets one.
     """
-    named = unused_parameters(model)
+    named = unused_parameters(model, objectives)
     without = _without_gradient(model, loss)
     missing = [name for name in without if name not in named]
     if missing:

@@ -30,8 +30,8 @@ class DREAL(SE):
     """SE, with the recurrent critic that `objective` trains it by.
 
     A forward pass is that of SE: the critic takes no part, and gets a gradient only from `objective`, which the training loop
-    adds to its loss (`attn.models.auxiliary`). Without it, in somebody else's loop, the critic's parameters stay as they are; DDP
-    needs `find_unused_parameters=True` then.
+    adds to its loss (`attn.models.auxiliary`). Without it, as in a detector, the critic's parameters stay as they are:
+    `objective_parameters` names them, for DDP to leave alone.
 
     Args:
         site: the place; any [N, C, H, W].
@@ -68,6 +68,9 @@ class DREAL(SE):
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
         return [cls(site, first=i == 0, **options) for i, site in enumerate(sites)]
+
+    def objective_parameters(self) -> list[str]:
+        return [name for name, _ in self.named_parameters() if name.startswith(("view.", "critic."))]
 
     @staticmethod
     def objective(model: nn.Module, images: Tensor, targets: Tensor, logits: Tensor) -> Tensor:

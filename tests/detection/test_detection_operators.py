@@ -10,6 +10,7 @@ import detection_fixtures
 import numpy as np
 import pytest
 import torch
+from commands import patience
 from record_operators import FILE, nms_cases, roi_cases, run_nms, run_roi_align
 
 import detection  # noqa: F401
@@ -77,7 +78,9 @@ def test_half_precision_is_computed_in_single() -> None:
 
 def python(code: str) -> subprocess.CompletedProcess:
     """In a process of its own: what stands in `sys.modules` is under test."""
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience(240)
+    )
 
 
 # As on a machine where nothing is compiled, whatever this one has.
@@ -123,6 +126,54 @@ for call in (lambda: ops.roi_align(x, rois, (2, 2), 1.0, 2, "max", True), lambda
     )
     assert pool.startswith("UserError mmcv's operator roi_pool_forward is not compiled")
     assert "make .venv/.compiled" in pool
+
+
+EARLY = """
+import importlib, importlib.util, sys
+if importlib.util.find_spec("mmcv._ext") is not None:
+    print("compiled")
+    sys.exit()
+for name in ("mmdet.structures", "mmdet.utils", "mmdet.datasets", "mmdet.apis", "mmdet.models", "mmcv.ops"):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+import detection
+import ast, inspect
+import mmcv.ops, mmdet.apis, mmdet.models
+left, found = [], 0
+for module in [module for name, module in sys.modules.items() if name.startswith(("mmdet.", "mmcv.cnn"))]:
+    tree = ast.parse(inspect.getsource(module) if getattr(module, "__file__", None) else "")
+    handled = [node for attempt in tree.body if isinstance(attempt, ast.Try) for node in attempt.body]
+    for node in handled:
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[:2] == ["mmcv", "ops"]:
+            origin = importlib.import_module(node.module)
+            for alias in node.names:
+                found += 1
+                if getattr(module, alias.asname or alias.name) is not getattr(origin, alias.name):
+                    left.append(f"{module.__name__}.{alias.name}")
+print(found, left)
+import torch
+from mmdet.models.layers.bbox_nms import multiclass_nms
+boxes, scores = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10]]), torch.tensor([[0.5, 0], [0.9, 0]])
+print(len(multiclass_nms(boxes, scores, 0.1, dict(type="nms", iou_threshold=0.5))[0]))
+import numpy as np
+from mmdet.structures.mask import BitmapMasks
+crop = BitmapMasks(np.ones((1, 8, 8), np.uint8), 8, 8).crop_and_resize(np.array([[0, 0, 8, 8.0]]), (4, 4), np.array([0]))
+print(crop.masks.sum())
+"""
+
+
+def test_mmdetection_may_be_imported_before() -> None:
+    result = python(EARLY)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "OneDL" not in line]
+    if lines[-1] == "compiled":
+        pytest.skip("the operators are compiled here")
+    bound, boxes, pixels = lines[-3:]
+    count, _, left = bound.partition(" ")
+    assert int(count) > 20
+    assert (left, boxes, pixels) == ("[]", "1", "16")
 
 
 # The package's own imports need the operators, so that the file is imported without them.

@@ -84,9 +84,15 @@ def test_resume_continues_and_refuses_another_detector(tmp_path: Path, digits_op
     assert "is of another detector than the config" in line
 
 
+UNUSED = ["block._target_=attn.modules.dca.DCA", "block.base._target_=attn.modules.se.SE", "block.unused=True"]
+CRITIC = ["block._target_=attn.modules.dreal.DREAL"]
+
+
 @pytest.mark.slow
-def test_two_ranks_train(tmp_path: Path, digits_options: list[str]) -> None:
-    options = [*digits_options, "model.backbone.attention=ba", "train_dataloader.batch_size=2"]
+@pytest.mark.parametrize("slots", [UNUSED, CRITIC], ids=["unused", "critic"])
+def test_two_ranks_train_what_holds_idle_parameters(tmp_path: Path, digits_options: list[str], slots: list[str]) -> None:
+    attention = ["model.backbone.attention=None", *(f"model.backbone.attention.{slot}" for slot in slots)]
+    options = [*digits_options, *attention, "train_dataloader.batch_size=2", "train_cfg.val_interval=9"]
     result = run("detection/train.py", "digits_faster_rcnn", "--work-dir", str(tmp_path), "--cfg-options", *options, ranks=2)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "epoch_1.pth").is_file()
