@@ -1,7 +1,8 @@
 """The backbones of this project inside MMDetection.
 
-Importing this package registers `AttentionBackbone`, `AttentionDetector`, `AttentionFPN` and `AttentionRunner` with
-MMDetection; a config does it by `custom_imports = dict(imports=['detection'])`, so MMDetection's own tools work too.
+Importing this package registers `AttentionBackbone`, `AttentionDetector`, `AttentionFPN`, `AttentionRunner` and
+`VOCRecallMetric` with MMDetection; a config does it by `custom_imports = dict(imports=['detection'])`, so MMDetection's own
+tools work too.
 """
 
 try:
@@ -15,7 +16,8 @@ except ImportError as error:
 
 from detection.backbone import AttentionBackbone
 from detection.detector import AttentionDetector
+from detection.metric import VOCRecallMetric
 from detection.neck import AttentionFPN
 from detection.runner import AttentionRunner
 
-__all__ = ["AttentionBackbone", "AttentionDetector", "AttentionFPN", "AttentionRunner"]
+__all__ = ["AttentionBackbone", "AttentionDetector", "AttentionFPN", "AttentionRunner", "VOCRecallMetric"]

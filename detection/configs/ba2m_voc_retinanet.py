@@ -13,3 +13,5 @@ model = dict(
         init_cfg=dict(type="Pretrained", checkpoint="torchvision://"),
     ),
 )
+val_evaluator = dict(type="VOCRecallMetric")  # and the paper's Recall
+test_evaluator = dict(type="VOCRecallMetric")
