@@ -1,4 +1,4 @@
-"""Runs of `detection/train.py` on the disk, and the AP that they reached, for `scripts/tables.py`."""
+"""Runs of `detection/train.py` on the disk, and what they reached, for `scripts/tables.py`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from typing import Any
 
 from mmengine.config import Config
 
+from attn.models.defaults import without_defaults
 from attn.tables import Row, Run
+from attn.tables.rows import VOC_AP
 from detection.backbone import plain
 from detection.count import CONFIGS
 
 SCALARS = "vis_data/scalars.json"  # below a folder per start, in the work directory
-BOXES, MASKS = ("coco/bbox_mAP", "pascal_voc/mAP"), ("coco/segm_mAP",)
+# The metrics of `attn.tables.Row.metrics`, as MMDetection's evaluators and detection/metric.py name them.
+SIZES = {"AP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "AP_S": "mAP_s", "AP_M": "mAP_m", "AP_L": "mAP_l"}
+BOXES = {name: f"coco/bbox_{key}" for name, key in SIZES.items()} | {VOC_AP: "pascal_voc/mAP", "Recall": "pascal_voc/recall"}
+MASKS = {name: f"coco/segm_{key}" for name, key in SIZES.items()}
 
 # What says where a run found and left its files, and how fast it was. The number of GPUs is in no config, so the images per
 # GPU say nothing about the batch either.
@@ -67,7 +72,7 @@ def find(directory: Path) -> list[Found]:
 
 
 def matching(found: Iterable[Found], row: Row) -> list[Run]:
-    """The runs that trained a row's detector on its data, whatever their recipe; the AP is that of the last evaluation."""
+    """The runs that trained a row's detector on its data, whatever their recipe; the scores are those of the last evaluation."""
     if row.build is None or row.build.detector is None:
         return []
     wanted = _row_config(row.build.detector, row.build.options)
@@ -75,17 +80,18 @@ def matching(found: Iterable[Found], row: Row) -> list[Run]:
     runs = []
     for run in found:
         epoch = max(run.scores)
-        values = [run.scores[epoch][name] for name in names if name in run.scores[epoch]]
-        if values and _detector(run.config) == _detector(wanted):
+        # COCO's -1 says that there is no such object.
+        reached = {name: 100 * run.scores[epoch][key] for name, key in names.items() if run.scores[epoch].get(key, -1) >= 0}
+        if reached and _detector(run.config) == _detector(wanted):
             finished = epoch >= run.config["train_cfg"]["max_epochs"]
             seed = (run.config.get("randomness") or {}).get("seed")
-            runs.append(Run(str(run.path), seed, 100 * values[0], epoch, finished, differences(wanted, run.config)))
+            runs.append(Run(str(run.path), seed, reached, epoch, finished, differences(wanted, run.config)))
     return runs
 
 
 def differences(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
     """What changes the result and is not as the row's config has it, as `key: row's -> run's`."""
-    a, b = (dict(_leaves(config)) for config in (wanted, got))
+    a, b = (dict(_leaves({**config, "model": _without_defaults(config["model"])})) for config in (wanted, got))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 
@@ -98,9 +104,17 @@ def _row_config(detector: str, options: tuple[tuple[str, Any], ...] = ()) -> Map
 
 def _detector(config: Mapping[str, Any]) -> str:
     """The detector without its first weights and its training, and the kind of its data."""
-    model = {key: value for key, value in config["model"].items() if key != "train_cfg"}
+    model = {key: value for key, value in _without_defaults(config["model"]).items() if key != "train_cfg"}
     model["backbone"] = {key: value for key, value in model["backbone"].items() if key != "init_cfg"}
     return json.dumps([model, config["test_dataloader"]["dataset"]["type"]], sort_keys=True, default=str)
+
+
+def _without_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A detector's config without the options of its attention that have their defaults, as older versions wrote it."""
+    backbone = dict(model["backbone"])
+    if isinstance(backbone.get("attention"), Mapping):
+        backbone["attention"] = without_defaults({"name": ""}, backbone["attention"])["attention"]
+    return {**model, "backbone": backbone}
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -125,7 +139,7 @@ def _evaluations(logs: Iterable[Path]) -> dict[int, dict[str, float]]:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # cut off when the process was killed
-            scores = {name: entry[name] for name in (*BOXES, *MASKS) if name in entry}
+            scores = {name: entry[name] for name in (*BOXES.values(), *MASKS.values()) if name in entry}
             if scores:
                 found[int(entry["step"])] = scores
     return found

@@ -4,7 +4,8 @@
     python scripts/tables.py --format json
     python scripts/tables.py --runs runs
 
-Exits with 1 if a row that should agree with its paper does not.
+With --runs every printed metric (top-1, top-5; AP, AP50, AP75, AP_S, AP_M, AP_L; VOC mAP, Recall) stands beside mean, median, best
+and standard deviation over the seeds that were run, and how far each lies from the printed value. Exits with 1 if a row that should agree with its paper does not.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> int:
         "--runs",
         type=Path,
         metavar="DIR",
-        help="also show the accuracy that runs below DIR reached (. for runs/ and work_dirs/)",
+        help="also show what finished runs below DIR reached, metric by metric (. for runs/ and work_dirs/)",
     )
     args = parser.parse_args()
     if args.runs is not None and not args.runs.is_dir():

@@ -24,8 +24,8 @@ else the command sets, and in `count` how detectors are counted), `remarks`, `de
                    of the row's, and a `note` that says what they are. Each has a command of its own. A file's `alternatives` are
                    those of all its rows: there `set` holds the settings by attention, and rows with other attentions have none
 
-`rows` reads them, `build` says what makes and trains a network, `measure` counts it, `runs` finds what has trained it, `verdict`
-sets all that beside the printed numbers, and `render` prints it.
+`rows` reads them, `build` says what makes and trains a network, `measure` counts it, `runs` finds what has trained it, `scores`
+compares what they reached, `verdict` sets all that beside the printed numbers, and `render` prints it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from __future__ import annotations
 from attn.tables.build import Build
 from attn.tables.measure import Measured, measure, network
 from attn.tables.render import as_json, as_markdown, as_text
-from attn.tables.rows import Row, load_computed, load_rows, papers, pretraining, training_command, with_alternatives
+from attn.tables.rows import METRICS, Row, load_computed, load_rows, papers, pretraining, training_command, with_alternatives
 from attn.tables.runs import Run, compose, find_runs, matching_runs
+from attn.tables.scores import Score, compare
 from attn.tables.verdict import (
     EQUAL,
     EXPLAINED,
@@ -54,6 +55,7 @@ __all__ = [
     "EQUAL",
     "EXPLAINED",
     "INSTALL",
+    "METRICS",
     "OTHER",
     "UNCOUNTED",
     "WRONG",
@@ -62,10 +64,12 @@ __all__ = [
     "Result",
     "Row",
     "Run",
+    "Score",
     "agree",
     "as_json",
     "as_markdown",
     "as_text",
+    "compare",
     "compose",
     "decimals",
     "evaluate",

@@ -23,7 +23,8 @@ def as_text(results: list[Result]) -> str:
         for result, row in zip(group, cells[1:], strict=True):
             lines.append("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
             if result.runs:
-                lines.append(f"    reached: {result.reached}")
+                first, *others = result.reached
+                lines += [f"    reached: {first}", *(f"        {line}" for line in others)]
             if result.reason:
                 lines.append(f"    {result.reason}")
             if result.row.build is not None:
@@ -43,12 +44,12 @@ def as_markdown(results: list[Result]) -> str:
             cells = list(_cells(result))
             verdict = cells.pop() + (f": {result.reason}" if result.reason else "")
             command = "" if result.row.build is None else f"`{result.row.build.command()}`"
-            lines.append(_markdown_row([*cells, *([result.reached] if with_runs else []), verdict, command]))
+            lines.append(_markdown_row([*cells, *(["<br>".join(result.reached)] if with_runs else []), verdict, command]))
         blocks.append("\n".join(lines))
     head = [
         "# The papers' tables",
         "Every row of the papers' tables: what it prints, and what its network has here. Made by"
-        " `python scripts/tables.py --format md`; `--runs DIR` adds the accuracy that runs reached.",
+        " `python scripts/tables.py --format md`; `--runs DIR` adds what runs reached.",
         f"**{summary(results)}.**",
         _legend(),
     ]
@@ -98,9 +99,7 @@ def _cells(result: Result) -> tuple[str, ...]:
     network = f"{row.model}, {row.method}" + "".join(
         f", {part}" for part in (row.setting, row.detector, row.task, row.form) if part
     )
-    score = f"top-1 {row.top1:.2f}" if row.top1 is not None else ""
-    if "mAP" in row.printed:
-        score = f"AP {row.printed['mAP']}"
+    scores = (f"{name} {value:.2f}" if name.startswith("top") else f"{name} {value}" for name, value in row.metrics.items())
     return (
         row.id,
         network,
@@ -109,7 +108,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         "" if operations is None else f"{operations:.{decimals(operations)}f}",
         "" if result.flops is None else f"{result.flops:.3f} {row.flops}",
         "" if result.flops_agree is None else "yes" if result.flops_agree else "no",
-        score,
+        ", ".join(scores),
         result.verdict,
     )
 

@@ -12,6 +12,21 @@ from attn.config import groups
 from attn.runs.checkpoint import BEST
 from attn.tables.build import Build, choice
 
+# How the data files name what is printed, by metric; the first of several that a row has counts. What ends with _err is an
+# error: the metric is the rest of 100.
+METRICS = {
+    "top-1": ("top1", "top1_self", "top1_org", "top1_err"),
+    "top-5": ("top5", "top5_self", "top5_org", "top5_err"),
+    "AP": ("mAP",),
+    "AP50": ("mAP50",),
+    "AP75": ("mAP75",),
+    "AP_S": ("mAP_S",),
+    "AP_M": ("mAP_M",),
+    "AP_L": ("mAP_L",),
+    "Recall": ("recall",),
+}
+VOC_AP = "VOC mAP"  # the name of AP on Pascal VOC: at an IoU of 0.5, over 11 points
+
 
 @dataclass(frozen=True)
 class Row:
@@ -50,12 +65,30 @@ class Row:
         return f"{self.paper}/{self.table}/{self.number}" + (f"/{self.form}" if self.alternative else "")
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """All printed scores by the name of their metric (`METRICS`, `VOC_AP`), in percent, the higher the better.
+
+        Where BA-Net prints its authors' own run and the original paper's number, the latter is "top-1 (original)"; what the
+        table lacks and another place of the paper has is "top-1 (elsewhere)".
+        """
+        found = {}
+        for metric, keys in METRICS.items():
+            name = VOC_AP if metric == "AP" and self.build is not None and self.build.data == "voc" else metric
+            own = [key for key in keys if key in self.printed]
+            for key in own[:1]:
+                value = float(self.printed[key])
+                found[name] = round(100 - value, 2) if key.endswith("_err") else value
+            if len(own) > 1:
+                found[f"{name} (original)"] = float(self.printed[own[1]])
+            for key in keys[:1]:
+                if not own and key in self.elsewhere:
+                    found[f"{name} (elsewhere)"] = float(self.elsewhere[key])
+        return found
+
+    @property
     def top1(self) -> float | None:
         """Printed top-1 accuracy in percent; for BA-Net that of the authors' own run, if there is one."""
-        for key in ("top1", "top1_self", "top1_org"):
-            if key in self.printed:
-                return self.printed[key]
-        return round(100 - self.printed["top1_err"], 2) if "top1_err" in self.printed else None
+        return self.metrics.get("top-1")
 
 
 def papers() -> list[str]:

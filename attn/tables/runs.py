@@ -17,8 +17,11 @@ from attn.config import groups, parse, schema
 from attn.errors import UserError
 from attn.models.defaults import without_defaults
 from attn.runs import directory, metrics
+from attn.runs.checkpoint import BEST
 from attn.tables.build import Build
 from attn.tables.rows import Row
+
+SAVED = {"top-1": "top1", "top-5": "top5"}  # keys of metrics.jsonl and of eval.py's files
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,17 @@ class Run:
 
     Attributes:
         path: its directory.
-        score: best validation accuracy in percent, of the averaged weights where there are any; `epoch` when. Of a detector the
-            AP of the last evaluation, of its masks in a row about segmentation.
+        scores: what it reached, in percent, by the names of `Row.metrics`. Of a classifier top-1 and top-5 of the epoch with the
+            best top-1 in validation, of the averaged weights where there are any; in a row about testing what eval.py saved of
+            the best weights. Of a detector those of the last evaluation, of its masks in a row about segmentation.
+        epoch: when.
         finished: whether it ran to its end.
         differs: what is not as the row's recipe has it, as `key: row's -> run's`.
     """
 
     path: str
     seed: int | None
-    score: float
+    scores: dict[str, float]
     epoch: int
     finished: bool
     differs: list[str]
@@ -66,17 +71,40 @@ def matching_runs(row: Row, found: Mapping[str, list[tuple[Path, dict[str, Any]]
     wanted = {"backbone": build.mapping("backbone"), "attention": build.mapping("attention"), "data": {"name": build.data}}
     runs = []
     for path, content in found.get(_network_key(wanted), []):
-        rows = metrics.read_metrics(path)
-        scores = [(r.get("ema_val_top1", r["val_top1"]), r["epoch"]) for r in rows]
-        if scores:
-            top1, epoch = max(scores)
+        reached = _best(metrics.read_metrics(path)) if not build.test else _tested(path, dict(build.test))
+        if reached is not None:
+            scores, epoch = reached
             try:
                 differs = directory.differences(compose(build), parse.from_dict(content))
             except UserError as error:
                 differs = [f"its config is of another version: {error}"]
             differs = [d for d in differs if not d.startswith("seed:")]
-            runs.append(Run(str(path), content["seed"], top1, epoch, (path / directory.DONE).exists(), differs))
+            runs.append(Run(str(path), content["seed"], scores, epoch, (path / directory.DONE).exists(), differs))
     return runs
+
+
+def _best(rows: list[dict[str, Any]]) -> tuple[dict[str, float], int] | None:
+    """The scores of the epoch with the best top-1, the later of equal ones, and the epoch."""
+
+    def scores(row: Mapping[str, Any]) -> dict[str, float]:
+        prefix = "ema_val_" if "ema_val_top1" in row else "val_"
+        return {name: row[prefix + key] for name, key in SAVED.items() if prefix + key in row}
+
+    found = [(scores(row), row["epoch"]) for row in rows]
+    return max((f for f in found if "top-1" in f[0]), key=lambda f: (f[0]["top-1"], f[1]), default=None)
+
+
+def _tested(path: Path, test: Mapping[str, Any]) -> tuple[dict[str, float], int] | None:
+    """The scores that eval.py saved of a run's best weights under a row's settings, and the epoch of these weights."""
+    epochs = {row.get("step"): row["epoch"] for row in metrics.read_metrics(path)}
+    for file in sorted(path.glob(f"eval-{Path(BEST).stem}*.json")):
+        try:
+            saved = json.loads(file.read_text())
+            if all(saved.get(key) == value for key, value in test.items()):
+                return {name: saved[key] for name, key in SAVED.items()}, epochs.get(saved.get("step"), 0)
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue  # it is being written, or is something else
+    return None
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from attn.tables.build import Build
 from attn.tables.measure import Measured, measure
 from attn.tables.rows import Row, with_alternatives
 from attn.tables.runs import Run, matching_runs
+from attn.tables.scores import Score, compare
 
 MILLION = {"M": 1e6, "Mi": 2.0**20}
 EQUAL, EXPLAINED, WRONG, UNCOUNTED, OTHER = "equal", "explained", "WRONG", "needs the detection extra", "another form"
@@ -50,15 +50,28 @@ class Result:
     runs: list[Run]
 
     @property
-    def reached(self) -> str:
-        """Mean of the finished runs by the row's recipe, over seeds; else what there is, and what is different about it."""
-        good = [run.score for run in self.runs if run.finished and not run.differs]
-        if good:
-            spread = f" +- {statistics.stdev(good):.2f}" if len(good) > 1 else ""
-            return f"{statistics.mean(good):.2f}{spread} ({len(good)} seed{'s' * (len(good) > 1)})"
-        return ", ".join(
-            f"{run.score:.2f} ({'other recipe' if run.differs else f'not finished, epoch {run.epoch}'})" for run in self.runs
-        )
+    def counted(self) -> list[Run]:
+        """The finished runs by the row's recipe."""
+        return [run for run in self.runs if run.finished and not run.differs]
+
+    @property
+    def scores(self) -> list[Score]:
+        """Every metric that they reached, over their seeds, beside the printed one."""
+        return compare(self.row.metrics, self.counted, self.row.printed.get("std"))
+
+    @property
+    def reached(self) -> list[str]:
+        """`scores` as lines; where no run counts, what there is, and what is different about it."""
+        runs = self.counted
+        if runs:
+            seeds = len({run.seed for run in runs if run.seed is not None}) + sum(run.seed is None for run in runs)
+            number = f"{len(runs)} runs of " if len(runs) > seeds else ""
+            return [f"{number}{seeds} seed{'s' * (seeds > 1)}", *map(str, self.scores)]
+        return [
+            ", ".join(f"{name} {value:.2f}" for name, value in run.scores.items())
+            + f" ({'other recipe' if run.differs else f'not finished, epoch {run.epoch}'})"
+            for run in self.runs
+        ]
 
     def record(self) -> dict[str, Any]:
         """Plain containers, for JSON."""
@@ -77,7 +90,9 @@ class Result:
             "flops_agree": self.flops_agree,
             "verdict": self.verdict,
             "reason": self.reason,
+            "metrics": row.metrics,
             "top1": row.top1,
+            "scores": [asdict(score) for score in self.scores],
             "runs": [asdict(run) for run in self.runs],
         }
         return content

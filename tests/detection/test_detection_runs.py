@@ -38,24 +38,28 @@ def evaluation(epoch: int, boxes: float, masks: float | None = None) -> dict[str
     return {"coco/bbox_mAP": boxes, **({} if masks is None else {"coco/segm_mAP": masks}), "step": epoch}
 
 
-def reached(row: str, directory: Path) -> str:
+def judged(row: str, directory: Path) -> tables.Result:
     found = runs.matching(runs.find(directory), ROWS[row])
-    return tables.judge(ROWS[row], tables.Measured(1, 1, 1), found).reached
+    return tables.judge(ROWS[row], tables.Measured(1, 1, 1), found)
+
+
+def reached(row: str, directory: Path) -> dict[str, float]:
+    return {score.metric: round(score.mean, 6) for score in judged(row, directory).scores}
 
 
 def test_boxes_and_masks_of_one_run_stand_in_their_tables(tmp_path: Path) -> None:
     fake_run(tmp_path / "a", "ba_net/5/15", [[evaluation(11, 0.41, 0.37), evaluation(12, 0.405, 0.366)]])
-    assert reached("ba_net/5/15", tmp_path) == "40.50 (1 seed)"
-    assert reached("ba_net/6/5", tmp_path) == "36.60 (1 seed)"
-    assert reached("ba_net/5/12", tmp_path) == ""  # SE
-    assert reached("ba_net/5/5", tmp_path) == ""  # Faster R-CNN
+    assert reached("ba_net/5/15", tmp_path) == {"AP": 40.5}
+    assert reached("ba_net/6/5", tmp_path) == {"AP": 36.6}
+    assert reached("ba_net/5/12", tmp_path) == {}  # SE
+    assert reached("ba_net/5/5", tmp_path) == {}  # Faster R-CNN
 
 
 def test_a_resumed_run_is_one_and_an_interrupted_one_is_shown_as_such(tmp_path: Path) -> None:
     fake_run(tmp_path / "whole", "ba_net/5/5", [[evaluation(1, 0.1), evaluation(2, 0.2)], [evaluation(12, 0.395)]])
-    assert reached("ba_net/5/5", tmp_path) == "39.50 (1 seed)"
+    assert reached("ba_net/5/5", tmp_path) == {"AP": 39.5}
     fake_run(tmp_path / "part", "ba_net/5/1", [[evaluation(1, 0.1), evaluation(2, 0.2)]])
-    assert reached("ba_net/5/1", tmp_path) == "20.00 (not finished, epoch 2)"
+    assert judged("ba_net/5/1", tmp_path).reached == ["AP 20.00 (not finished, epoch 2)"]
 
 
 @pytest.mark.parametrize(
@@ -72,12 +76,48 @@ def test_another_recipe_is_shown_as_such(tmp_path: Path, options: dict[str, Any]
     fake_run(tmp_path, "ba_net/5/5", [[evaluation(12, 0.395)]], **options)
     (run,) = runs.matching(runs.find(tmp_path), ROWS["ba_net/5/5"])
     assert (run.finished, run.differs) == (True, [difference])
-    assert reached("ba_net/5/5", tmp_path) == "39.50 (other recipe)"
+    assert judged("ba_net/5/5", tmp_path).reached == ["AP 39.50 (other recipe)"]
 
 
-def test_voc_rows_have_vocs_ap(tmp_path: Path) -> None:
-    fake_run(tmp_path, "ba2m/IV/1", [[{"pascal_voc/mAP": 0.801, "pascal_voc/AP50": 0.801, "step": 4}]])
-    assert reached("ba2m/IV/1", tmp_path) == "80.10 (1 seed)"
+def test_all_of_cocos_values_stand_beside_the_printed_ones(tmp_path: Path) -> None:
+    """Boxes and masks of two seeds; small objects that there are none of (-1) have no value."""
+    keys = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+    first, second = (0.380, 0.600, 0.410, -1.0, 0.420, 0.500), (0.384, 0.604, 0.418, -1.0, 0.422, 0.506)
+    for seed, values in enumerate([first, second]):
+        boxes = {f"coco/bbox_{key}": value for key, value in zip(keys, values, strict=True)}
+        masks = {f"coco/segm_{key}": value / 2 for key, value in zip(keys, values, strict=True)}
+        fake_run(tmp_path / str(seed), "ba2m/XV/1", [[{**boxes, **masks, "step": 24}]], randomness={"seed": seed})
+    printed = ROWS["ba2m/XV/1"].metrics
+    assert list(printed) == ["AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"]
+    result = judged("ba2m/XV/1", tmp_path)
+    assert {run.seed for run in result.runs} == {0, 1}
+    assert result.reached[0] == "2 seeds"
+    assert reached("ba2m/XV/1", tmp_path) == {"AP": 38.2, "AP50": 60.2, "AP75": 41.4, "AP_M": 42.1, "AP_L": 50.3}
+    (ap, *_) = result.scores
+    assert ap.std == pytest.approx(0.4 / 2**0.5)
+    assert ap.differences == pytest.approx(
+        {"mean": 38.2 - printed["AP"], "median": 38.2 - printed["AP"], "best": 38.4 - printed["AP"]}
+    )
+    assert reached("ba2m/XVI/1", tmp_path) == {"AP": 19.1, "AP50": 30.1, "AP75": 20.7, "AP_M": 21.05, "AP_L": 25.15}
+
+
+def test_voc_rows_have_vocs_ap_and_recall(tmp_path: Path) -> None:
+    entry = {"pascal_voc/mAP": 0.8012, "pascal_voc/AP50": 0.801, "pascal_voc/recall": 0.931, "step": 4}
+    fake_run(tmp_path / "a", "ba2m/IV/1", [[entry]])
+    assert reached("ba2m/IV/1", tmp_path) == {"VOC mAP": 80.12, "Recall": 93.1}
+    assert judged("ba2m/IV/1", tmp_path).reached[1:] == [
+        "VOC mAP: printed 80.10, mean 80.12 (+0.02), median 80.12 (+0.02), best 80.12 (+0.02)",
+        "Recall: printed 92.97, mean 93.10 (+0.13), median 93.10 (+0.13), best 93.10 (+0.13)",
+    ]
+
+
+def test_a_run_from_before_an_option_existed_is_found(tmp_path: Path) -> None:
+    entry = {"pascal_voc/mAP": 0.81, "step": 4}
+    for name, options in {"now": {"inference": "off"}, "old": {}, "other": {"inference": "sar"}}.items():
+        options = {f"model.backbone.attention.stage.{key}": value for key, value in options.items()}
+        fake_run(tmp_path / name, "ba2m/IV/3", [[entry]], **options)
+    found = runs.matching(runs.find(tmp_path), ROWS["ba2m/IV/3"])
+    assert {Path(run.path).name: run.differs for run in found} == {"now": [], "old": []}
 
 
 def test_other_directories_do_no_harm(tmp_path: Path) -> None:

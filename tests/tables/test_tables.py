@@ -299,9 +299,9 @@ def fake_run(directory: Path, build: Build, top1: list[float], seed: int = 0, ep
     config = to_dict(dataclasses.replace(tables.compose(build), seed=seed))
     if epochs is not None:
         config["schedule"]["epochs"] = epochs
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    lines = [{"epoch": i, "step": i, "val_top1": v} for i, v in enumerate(top1, start=1)]
+    lines = [{"epoch": i, "step": i, "val_top1": v, "val_top5": v + 15} for i, v in enumerate(top1, start=1)]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (directory / "DONE").touch()
 
@@ -314,11 +314,10 @@ def test_runs_are_found_by_what_they_trained(tmp_path: Path) -> None:
     fake_run(tmp_path / "seed1", build, [79.0], seed=1)
     found = tables.find_runs(tmp_path)
     runs = tables.matching_runs(row, found)
-    assert {(r.score, r.epoch, r.seed, r.finished, tuple(r.differs)) for r in runs} == {
-        (78.0, 2, 0, True, ()),
-        (79.0, 1, 1, True, ()),
+    assert {(r.scores["top-1"], r.scores["top-5"], r.epoch, r.seed, r.finished, tuple(r.differs)) for r in runs} == {
+        (78.0, 93.0, 2, 0, True, ()),
+        (79.0, 94.0, 1, 1, True, ()),
     }
-    assert tables.judge(row, Measured(28_071_976, 4_130_000_000, 0), runs).reached == "78.50 +- 0.71 (2 seeds)"
     other = next(row for row in ROWS if row.id == "dcanet/1/18")  # SE with biases
     assert tables.matching_runs(other, found) == []
 
@@ -337,13 +336,121 @@ def test_runs_from_before_an_option_existed_are_found(tmp_path: Path) -> None:
     assert {Path(run.path).name: run.differs for run in tables.matching_runs(row, found)} == {"old": [], "now": []}
 
 
+def the_row(key: str) -> Row:
+    return next(row for row in ROWS if row.id == key)
+
+
+def test_every_printed_score_is_a_metric_of_its_row() -> None:
+    assert the_row("ba2m/XIV/1").metrics == {
+        "AP": 37.6,
+        "AP50": 58.9,
+        "AP75": 40.9,
+        "AP_S": 21.8,
+        "AP_M": 41.5,
+        "AP_L": 48.8,
+    }
+    assert the_row("ba2m/III/2").metrics == {"VOC mAP": 79.6, "Recall": 97.12}
+    assert the_row("aw_conv/1/2").metrics == {"top-1": 76.62, "top-5": 93.21}  # printed as errors: 23.38 and 6.79
+    both = {"top-1": 78.14, "top-1 (original)": 76.71, "top-5": 94.05, "top-5 (original)": 93.38}
+    assert the_row("ba_net/2/1").metrics == both
+    other = {key for row in ROWS for key in row.printed if not re.match(r"delta|params$|flops$|std$|train_|test_", key)}
+    assert other == {key for keys in tables.METRICS.values() for key in keys}
+    printing = [row for row in ROWS if set(row.printed) & other]
+    assert len(printing) > 300
+    for row in printing:
+        own = {name for name, keys in tables.METRICS.items() if set(keys) & set(row.printed)}
+        assert own == {name.replace("VOC m", "").partition(" (")[0] for name in row.metrics if "elsewhere" not in name}, (
+            row.id
+        )
+
+
+def test_scores_stand_beside_the_printed_ones_with_their_statistics(tmp_path: Path) -> None:
+    """By hand: 77, 78 and 80.5 have mean 78.5, median 78, squares of the deviations 2.25 + 0.25 + 4 = 6.5, std sqrt(3.25)."""
+    row = the_row("ba_net/2/1")
+    assert row.build is not None
+    for seed, top1 in enumerate([77.0, 78.0, 80.5]):
+        fake_run(tmp_path / str(seed), row.build, [10.0, top1, top1 - 1], seed=seed)
+    fake_run(tmp_path / "short", row.build, [99.0], seed=3, epochs=10)  # another recipe
+    fake_run(tmp_path / "running", row.build, [98.0], seed=4)
+    (tmp_path / "running" / "DONE").unlink()
+    judged = tables.judge(row, Measured(), tables.matching_runs(row, tables.find_runs(tmp_path)))
+    assert len(judged.runs) == 5
+    top1, original, top5, _ = judged.scores
+    assert (top1.metric, top1.printed, top1.values) == ("top-1", 78.14, (77.0, 78.0, 80.5))
+    assert (top1.mean, top1.median, top1.best, top1.std) == (78.5, 78.0, 80.5, pytest.approx(3.25**0.5))
+    assert top1.differences == pytest.approx({"mean": 0.36, "median": -0.14, "best": 2.36})
+    assert (original.metric, original.printed, original.mean) == ("top-1 (original)", 76.71, 78.5)
+    assert (top5.metric, top5.printed, top5.values) == ("top-5", 94.05, (92.0, 93.0, 95.5))
+    assert judged.reached[:2] == [
+        "3 seeds",
+        "top-1: printed 78.14, mean 78.50 (+0.36), median 78.00 (-0.14), best 80.50 (+2.36), std 1.80",
+    ]
+    assert judged.record()["scores"][0]["differences"]["mean"] == pytest.approx(0.36)
+    for show in (tables.as_text, tables.as_markdown):
+        assert judged.reached[1] in show([judged])
+        assert "top-1 78.14, top-1 (original) 76.71, top-5 94.05" in show([judged])
+
+
+def test_a_printed_deviation_stands_beside_the_median_it_belongs_to(tmp_path: Path) -> None:
+    """BA2M prints medians of five and their deviation; one run has none."""
+    row = next(row for row in ROWS if "std" in row.printed and row.build is not None)
+    assert row.build is not None
+    fake_run(tmp_path, row.build, [82.0])
+    judged = tables.judge(row, Measured(), tables.matching_runs(row, tables.find_runs(tmp_path)))
+    top1, top5 = judged.scores
+    assert (top1.printed_std, top1.std) == (row.printed["std"], None)
+    assert str(top1).startswith("top-1: printed 82.29 +- 0.40, mean 82.00 (-0.29), median 82.00 (-0.29)")
+    assert (top5.printed, top5.differences, judged.reached[0]) == (None, {}, "1 seed")
+    assert str(top5) == "top-5: not printed, mean 97.00, median 97.00, best 97.00"
+
+
+def test_averaged_weights_count_where_there_are_any(tmp_path: Path) -> None:
+    row = the_row("ba_net/2/1")
+    assert row.build is not None
+    fake_run(tmp_path, row.build, [70.0])
+    line = {"epoch": 1, "val_top1": 70.0, "val_top5": 90.0, "ema_val_top1": 71.0, "ema_val_top5": 91.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (run,) = tables.matching_runs(row, tables.find_runs(tmp_path))
+    assert run.scores == {"top-1": 71.0, "top-5": 91.0}
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(tmp_path: Path) -> None:
+    row = the_row("ba_net/2/1")
+    assert row.build is not None
+    for name in ("a", "b"):
+        fake_run(tmp_path / name, row.build, [78.0])
+    judged = tables.judge(row, Measured(), tables.matching_runs(row, tables.find_runs(tmp_path)))
+    assert judged.reached[0] == "2 runs of 1 seed"
+
+
+def test_a_row_about_testing_has_what_eval_saved(tmp_path: Path) -> None:
+    """BA2M, section III-D: nine test batches of one network, each with a number of its own."""
+    rows = [row for row in ROWS if row.build is not None and row.build.test]
+    assert len(rows) == 9
+    build = rows[0].build
+    assert build is not None
+    fake_run(tmp_path, build, [70.0, 78.0, 77.0])
+    for batch, top1 in {1: 77.9, 2: 78.3}.items():
+        saved = {"step": 2, "inference": "softmax", "batch_size": batch, "top1": top1, "top5": 94.0}
+        (tmp_path / f"eval-best-softmax-{batch}.json").write_text(json.dumps(saved))
+    (tmp_path / "eval-best.json").write_text("[")
+    found = tables.find_runs(tmp_path)
+    scores = {dict(r.build.test)["batch_size"]: tables.matching_runs(r, found) for r in rows if r.build is not None}
+    assert {batch: [(run.scores["top-1"], run.epoch) for run in runs] for batch, runs in scores.items() if runs} == {
+        1: [(77.9, 2)],
+        2: [(78.3, 2)],
+    }
+
+
 def test_a_run_by_another_recipe_is_shown_as_such(tmp_path: Path) -> None:
     row = next(row for row in ROWS if row.id == "ba_net/2/1")
     assert row.build is not None
     fake_run(tmp_path / "short", row.build, [60.0], epochs=10)
     runs = tables.matching_runs(row, tables.find_runs(tmp_path))
     assert runs[0].differs == ["schedule.epochs: 100 -> 10"]
-    assert "other recipe" in tables.judge(row, Measured(28_071_976, 4_130_000_000, 0), runs).reached
+    judged = tables.judge(row, Measured(28_071_976, 4_130_000_000, 0), runs)
+    assert judged.reached == ["top-1 60.00, top-5 75.00 (other recipe)"]
+    assert judged.scores == []
 
 
 def test_other_directories_and_old_runs_do_no_harm(tmp_path: Path) -> None:
