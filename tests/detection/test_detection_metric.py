@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmdet.registry import METRICS
 from mmengine.config import Config
 
 from detection.metric import VOCRecallMetric, mean_recall
@@ -106,5 +107,7 @@ def test_the_metric_gives_mmdetections_map_and_the_recall() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("ba2m_voc_*.py")), ids=lambda path: path.stem)
 def test_every_voc_config_measures_it(path: Any) -> None:
     cfg = Config.fromfile(str(path))
-    expected = {"type": "VOCRecallMetric", "metric": "mAP", "eval_mode": "11points"}
-    assert cfg.val_evaluator == cfg.test_evaluator == expected
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        metric = METRICS.build(evaluator)
+        assert isinstance(metric, VOCRecallMetric)
+        assert (metric.metric, metric.iou_thrs, metric.eval_mode) == ("mAP", [0.5], "11points")
