@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from attn.config import run_name as _run_name  # noqa: F401  # its resolver
 from attn.config.groups import unknown
 from attn.config.schema import CHOICES, NO_DECAY, RANGES, TESTS, Config, Data, Logger, Schedule
 from attn.errors import UserError

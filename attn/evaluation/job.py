@@ -42,7 +42,7 @@ class Request:
             UserError: a value is out of range.
         """
         if OmegaConf.is_missing(composed, "checkpoint"):
-            raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt")
+            raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits-quick/seed0/best.pt")
         raw = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(raw, dict)
         request: Request = parse.typed(cls(checkpoint=""), {str(key): value for key, value in raw.items()})

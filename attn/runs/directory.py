@@ -20,35 +20,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from attn.config.parse import flatten, to_dict
+from attn.config.run_name import FREE as FREE
 from attn.config.schema import Config
 from attn.errors import UserError
 from attn.runs.files import write_atomically
 
 DONE, LOCK, CONFIG = "DONE", "lock", "config.yaml"
-
-
-# What may differ when a run is continued: none of it changes what is computed from finite values and readable images, up to
-# the rounding of another device.
-FREE = {
-    "run_dir",
-    "resume",
-    "force",
-    "device",
-    "channels_last",
-    "compile",
-    "grad_checkpointing",
-    "deterministic",
-    "nonfinite",
-    "max_skipped",
-    "dist_timeout",
-    "log_every",
-}
-
-
-FREE |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "attention_name"}
-
-
-FREE |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}
 
 
 @contextmanager
