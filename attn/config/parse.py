@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from attn.config import run_name as _run_name  # noqa: F401  # its resolver
 from attn.config.groups import unknown
-from attn.config.schema import CHOICES, NO_DECAY, RANGES, TESTS, Config, Data, Logger, Schedule
+from attn.config.schema import CHOICES, METRICS, NO_DECAY, RANGES, TESTS, Config, Data, Logger, Schedule
 from attn.errors import UserError
 
 _EXPECTED = {
@@ -128,6 +128,9 @@ def validate(config: Config) -> None:
     for kind in schedule.no_decay:
         if kind not in NO_DECAY:
             raise UserError(f"schedule.no_decay={list(schedule.no_decay)}: {unknown('kind', kind, NO_DECAY)}")
+    for name in config.metrics:
+        if name not in METRICS:
+            raise UserError(f"metrics={list(config.metrics)}: {unknown('metric', name, METRICS)}")
     if schedule.warmup_mode != "before" and schedule.warmup_epochs > schedule.epochs:
         raise UserError(
             f"schedule.warmup_epochs={schedule.warmup_epochs:g} is longer than schedule.epochs={schedule.epochs}"
@@ -161,6 +164,11 @@ def validate(config: Config) -> None:
         raise UserError(
             f"resume={config.resume}: must be auto, never or the path of a checkpoint, and there is no such file"
         )
+
+
+def all_metrics(config: Config) -> list[str]:
+    """The further scores that an evaluation computes: those of `metrics`, and of `monitor`."""
+    return [name for name in METRICS if name in (*config.metrics, config.monitor)]
 
 
 def lookup(config: Config, key: str) -> Any:

@@ -30,7 +30,7 @@ class Data:
         auto_augment: timm's policy string, such as rand-m9-mstd0.5-inc1.
         random_erasing: probability.
         samples: size of the fake data set.
-        workers: loader processes per rank.
+        workers: loader processes per rank; null: as many as the rank has processor cores, at most 4.
         on_error: raise, or replace an unreadable training image by the next readable one and count it.
     """
 
@@ -57,7 +57,7 @@ class Data:
     auto_augment: str | None = None
     random_erasing: float = 0.0
     samples: int = 1024
-    workers: int = 4
+    workers: int | None = None
     on_error: str = "raise"
 
 
@@ -159,6 +159,9 @@ class Config:
         save_every_steps, save_every_minutes: further checkpoints within an epoch; null is off.
         save_error: stop, or continue when a checkpoint cannot be written (disk full).
         nonfinite: stop at a non-finite loss or gradient, or skip that step.
+        monitor: the validation score by which an epoch is the best: top1, top5, loss (nats), balanced_accuracy, macro_f1 or mcc.
+        metrics: further validation scores in `metrics.jsonl`: balanced_accuracy and macro_f1 in percent, mcc from -1 to 1.
+        early_stop: epochs in a row without a better `monitor` after which a run is finished; null is off.
         max_skipped: steps that may be skipped in a row before the run stops.
         dist_timeout: seconds after which a silent rank is given up.
         log_every: steps between progress lines when there is no terminal.
@@ -184,12 +187,18 @@ class Config:
     save_every_minutes: float | None = None
     save_error: str = "stop"
     nonfinite: str = "stop"
+    monitor: str = "top1"
+    metrics: list[str] = field(default_factory=list)
+    early_stop: int | None = None
     max_skipped: int = 10
     dist_timeout: float = 600.0
     log_every: int = 50
 
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+
+
+METRICS = ("balanced_accuracy", "macro_f1", "mcc")
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -206,6 +215,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "save_error": ("stop", "continue"),
     "nonfinite": ("stop", "skip"),
+    "monitor": ("top1", "top5", "loss", *METRICS),
     "logger.wandb_mode": ("online", "offline", "disabled"),
 }
 
@@ -254,6 +264,7 @@ RANGES: dict[str, str] = {
     "save_every_steps": POSITIVE,
     "save_every_minutes": POSITIVE,
     "max_skipped": POSITIVE,
+    "early_stop": POSITIVE,
     "dist_timeout": POSITIVE,
     "log_every": POSITIVE,
 }

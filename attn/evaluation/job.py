@@ -16,7 +16,8 @@ from attn.config.schema import Config
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
-from attn.evaluation.evaluate import Scores, evaluate
+from attn.evaluation.evaluate import evaluate
+from attn.evaluation.scores import Scores
 from attn.runs import checkpoint, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import write_atomically
@@ -85,7 +86,8 @@ def run(request: Request) -> Scores:
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
         share = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
-        scores = evaluate(model, data, ranks, share, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
+        settings = (cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
+        scores = evaluate(model, data, ranks, share, *settings, metrics=parse.all_metrics(cfg))
         if ranks.first:
             _report(output, cfg, path, scores, used, content.get("step"))
     return scores

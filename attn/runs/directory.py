@@ -2,6 +2,7 @@
 
 config.yaml     the composed config of the last start
 metrics.jsonl   one line per epoch: the truth
+steps.jsonl     one line per step
 last.pt previous.pt best.pt
 DONE            the run is finished
 lock            who writes here
@@ -14,7 +15,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -32,9 +33,12 @@ DONE, LOCK, CONFIG = "DONE", "lock", "config.yaml"
 def claim(run_dir: Path) -> Iterator[None]:
     """Creates the directory and keeps other processes out of it while this one lives.
 
+    What was created goes again if the work ends by an error before it has written anything.
+
     Raises:
         UserError: it cannot be written, or another process has it; the message names host and process.
     """
+    created = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -60,7 +64,15 @@ def claim(run_dir: Path) -> Iterator[None]:
                 unfinished.unlink()
         except OSError as error:
             raise UserError(f"run_dir={run_dir} cannot be written: {error.strerror}; choose another run_dir=") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            if created and os.listdir(run_dir) == [LOCK]:
+                (run_dir / LOCK).unlink()
+                with suppress(OSError):  # another run lies there by now
+                    for folder in created:
+                        folder.rmdir()
+            raise
     finally:
         os.close(handle)
 

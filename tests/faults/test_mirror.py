@@ -224,6 +224,6 @@ def test_the_mode_is_one_that_works(
     monkeypatch.setenv("NETRC", "/nonexistent")
     for key, value in env.items():
         monkeypatch.setenv(key, value)
-    assert wandb_mode(asked) == expected
+    assert wandb_mode(asked, Path("run")) == expected
     said = capsys.readouterr().err
     assert (warned in said) if warned else said == ""
