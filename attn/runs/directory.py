@@ -38,7 +38,7 @@ def claim(run_dir: Path) -> Iterator[None]:
     Raises:
         UserError: it cannot be written, or another process has it; the message names host and process.
     """
-    created = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    created = [folder for folder in (run_dir, *run_dir.parents) if not os.path.exists(folder)]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)

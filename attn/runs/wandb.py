@@ -20,7 +20,6 @@ from attn.config.schema import Config
 from attn.console import warn
 from attn.runs import files, metrics
 
-
 SYNC = "wandb sync {}/wandb/*run-*"
 
 
