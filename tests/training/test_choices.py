@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -60,7 +59,15 @@ def test_an_epoch_is_better_by_the_monitored_score() -> None:
     assert not Best().outlasted(100, 1)
 
 
-SMALL = [*TINY, "schedule.batch_size=512", "schedule.epochs=4", "schedule.warmup_epochs=0", "schedule.lr=1e-9"]
+SMALL = [
+    *TINY,
+    "data.image_size=16",
+    "data.test_resize=16",
+    "schedule.batch_size=512",
+    "schedule.epochs=4",
+    "schedule.warmup_epochs=0",
+    "schedule.lr=1e-9",
+]
 
 
 def test_early_stopping_and_scores_on_two_ranks(tmp_path: Path) -> None:
@@ -117,11 +124,17 @@ def test_a_failed_command_leaves_no_folder(tmp_path: Path, in_process) -> None:
     assert result.returncode == 2
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    with pytest.raises(KeyError), directory.claim(tmp_path / "mine"):
-        raise KeyError
-    with pytest.raises(KeyError), directory.claim(tmp_path / "written"):
-        (tmp_path / "written" / "metrics.jsonl").touch()
-        raise KeyError
+
+    def fail(folder: Path, *files: str) -> None:
+        with directory.claim(folder):
+            for name in files:
+                (folder / name).touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail(tmp_path / "mine")
+    with pytest.raises(KeyError):
+        fail(tmp_path / "written", "metrics.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "written"]
 
 
@@ -152,13 +165,3 @@ def test_wandb_without_a_key_says_where_its_files_are(monkeypatch, capsys) -> No
     said = capsys.readouterr().err
     assert "offline: no key" in said
     assert "`wandb sync runs/x/wandb/*run-*`" in said
-
-
-def compare_script():
-    spec = importlib.util.spec_from_file_location("scripts_compare", ROOT / "scripts" / "compare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
