@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import statistics
 import subprocess
@@ -118,7 +119,7 @@ def test_labels_in_the_picture_do_not_overlap() -> None:
     (panel,) = figure.axes
     texts = sorted((text.get_window_extent() for text in panel.texts), key=lambda box: box.y0)
     assert len(texts) == 30
-    assert all(lower.y1 <= upper.y0 for lower, upper in zip(texts, texts[1:], strict=False))
+    assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(texts))
     assert all(box.y0 >= 0 and box.y1 <= figure.bbox.height and box.x1 <= figure.bbox.width for box in texts)
 
 

@@ -70,7 +70,7 @@ SMALL = [
 ]
 
 
-def test_early_stopping_and_scores_on_two_ranks(tmp_path: Path) -> None:
+def test_early_stopping_and_scores_on_two_ranks(tmp_path: Path, in_process) -> None:
     """With nothing learned the second epoch is no better: the run is finished, and is found so again."""
     command = ["train.py", *SMALL, f"run_dir={tmp_path / 'run'}", "early_stop=1", "monitor=macro_f1", "metrics=[mcc]"]
     command += ["schedule.ema_decay=0", "log_every=1"]
@@ -89,11 +89,13 @@ def test_early_stopping_and_scores_on_two_ranks(tmp_path: Path) -> None:
     assert "lr 1.00e-09" in result.stdout
     assert " left\n" in result.stdout
     assert not (tmp_path / "run/previous.pt").exists()
-    again = call(command, ranks=2)
+    again = in_process(command)
     assert again.returncode == 0, again.stderr
     assert f"finished already: {len(rows)} epochs" in again.stdout
     assert read_steps(tmp_path / "run") == steps
-    alone = call(["eval.py", f"checkpoint={tmp_path / 'run/last.pt'}", "weights=raw", f"output={tmp_path / 'alone.json'}"])
+    alone = in_process(
+        ["eval.py", f"checkpoint={tmp_path / 'run/last.pt'}", "weights=raw", f"output={tmp_path / 'alone.json'}"]
+    )
     assert alone.returncode == 0, alone.stderr
     saved = json.loads((tmp_path / "alone.json").read_text())
     assert {name: saved[name] for name in ("mcc", "macro_f1")} == {k: rows[-1][f"val_{k}"] for k in ("mcc", "macro_f1")}
