@@ -203,7 +203,7 @@ def test_the_end_does_not_wait_for_ever(
 @pytest.mark.parametrize(
     ("asked", "env", "expected", "warned"),
     [
-        (None, {}, "offline", ""),
+        (None, {}, "offline", "no key"),
         ("online", {}, "offline", "no key (run `wandb login`)"),
         ("disabled", {}, "disabled", ""),
         ("offline", {"WANDB_API_KEY": "x"}, "offline", ""),
