@@ -206,7 +206,7 @@ def test_the_end_does_not_wait_for_ever(
         (None, {}, "offline", "no key"),
         ("online", {}, "offline", "no key (run `wandb login`)"),
         ("disabled", {}, "disabled", ""),
-        ("offline", {"WANDB_API_KEY": "x"}, "offline", "offline"),
+        ("offline", {"WANDB_API_KEY": "x"}, "offline", ""),
         (None, {"WANDB_API_KEY": "x", "WANDB_BASE_URL": "http://127.0.0.1:9"}, "offline", "offline"),
         (
             "online",
