@@ -14,7 +14,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint cons
 
 quickstart: .venv/.core
 	$(BIN)/python train.py attention=ba backbone=resnet50 data=digits schedule=quick channels_last=true
-	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits/seed0/best.pt
+	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits-quick/seed0/best.pt
 
 quick: .venv/.core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' --ignore tests/faults --ignore tests/detection

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of train.py: `python eval.py checkpoint=runs/resnet50-ba-digits/seed0/best.pt`.
+"""Evaluates a checkpoint of train.py: `python eval.py checkpoint=runs/resnet50-ba-digits-quick/seed0/best.pt`.
 
 The model and the data are those of the checkpoint's own config; `data=...` and `data.KEY=...` override the latter.
 """

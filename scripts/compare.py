@@ -15,16 +15,20 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from attn import console
 from attn.config import parse
 from attn.config.schema import Config
 from attn.errors import UserError
 from attn.runs import directory, metrics
 from attn.runs.files import to_json
 from attn.training.optim import total_epochs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 IGNORED = directory.FREE | {"seed"}
 
@@ -38,6 +42,7 @@ class Result:
     best: float
     last: float
     epochs: int
+    parameters: int
 
     @property
     def finished(self) -> bool:
@@ -77,31 +82,38 @@ class Row:
         return f"{self.attention} ({self.variant})" if self.variant else self.attention
 
 
-def find(folders: Iterable[Path]) -> list[Result]:
-    """All runs with at least one evaluated epoch.
+def find(folders: Iterable[Path], trust: Collection[str] = ()) -> list[Result]:
+    """All runs with at least one evaluated epoch; one that cannot be read or built is left out, with a warning that names it.
 
     Raises:
-        UserError: a folder is missing, or a config does not fit this version.
+        UserError: a folder is missing.
     """
-    found = {}
     for top in folders:
         if not top.is_dir():
             raise UserError(f"{top}: no such folder")
+    from attn.runs import load  # imports torch, for which a wrong folder need not wait
+
+    found = {}
+    for top in folders:
         for path in sorted(top.rglob(metrics.METRICS)):
             folder = path.parent
-            rows = metrics.read_metrics(folder)
-            if not rows or not (folder / directory.CONFIG).exists():
-                continue
             try:
-                cfg = parse.from_dict(yaml.safe_load((folder / directory.CONFIG).read_text()))
-            except (UserError, yaml.YAMLError) as error:
-                raise UserError(f"{folder / directory.CONFIG}: {error}") from None
-            scores = [row.get("ema_val_top1", row["val_top1"]) for row in rows]
-            found[folder.resolve()] = Result(folder, cfg, max(scores), scores[-1], rows[-1]["epoch"])
+                rows = metrics.read_metrics(folder)
+                if not rows or not (folder / directory.CONFIG).exists():
+                    continue
+                config = folder / directory.CONFIG
+                cfg = parse.from_dict(yaml.safe_load(config.read_text()))
+                parameters = count_parameters(load.trusted(cfg, trust, str(config)))
+                scores = [row.get("ema_val_top1", row["val_top1"]) for row in rows]
+                result = Result(folder, cfg, max(scores), scores[-1], rows[-1]["epoch"], parameters)
+            except Exception as error:  # files of another version, or an attention whose module is not here
+                console.warn(f"{folder} is left out: {' '.join(str(error).split()) or type(error).__name__}")
+                continue
+            found[folder.resolve()] = result
     return list(found.values())
 
 
-def table(results: list[Result], trust: Collection[str] = ()) -> list[Row]:
+def table(results: list[Result]) -> list[Row]:
     """Rows by data set, backbone and attention; `none` first, for the others are compared with it."""
     named: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
     for result in results:
@@ -114,19 +126,16 @@ def table(results: list[Result], trust: Collection[str] = ()) -> list[Row]:
         for setting, runs in zip(settings, groups.values(), strict=True):
             variant = " ".join(f"{key}={setting.get(key)}" for key in differing)
             done = [result for result in runs if result.finished]
-            rows.append(
-                Row(backbone, attention, data, variant, parameters(runs[0], trust), done or runs, len(runs) - len(done))
-            )
+            rows.append(Row(backbone, attention, data, variant, runs[0].parameters, done or runs, len(runs) - len(done)))
     return sorted(rows, key=lambda r: (r.data, r.backbone, r.attention != "none", r.attention, r.variant))
 
 
-def parameters(result: Result, trust: Collection[str]) -> int:
-    import torch  # seconds, which a wrong folder shall not cost
+def count_parameters(cfg: Config) -> int:
+    import torch
 
     from attn.runs import load
 
     with torch.device("meta"):
-        cfg = load.trusted(result.cfg, trust, result.folder / directory.CONFIG)
         return sum(p.numel() for p in load.build(cfg).parameters())
 
 
@@ -227,12 +236,17 @@ def check_picture(path: Path) -> None:
         raise UserError(f"--picture {path}: the name must end in .png or another of {', '.join(kinds)}")
 
 
-def picture(rows: list[Row], path: Path) -> None:
+LINE = 0.2  # inches between two labels
+
+
+def picture(rows: list[Row]) -> Figure:
     """Last top-1 over parameters: a panel per data set, a colour per backbone; bars are the spread, dots the runs."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # seconds
 
     sets = list(dict.fromkeys(row.data for row in rows))
-    figure = Figure(figsize=(6 * len(sets), 4.5), layout="constrained")
+    longest = max(sum(row.data == data for row in rows) for data in sets)
+    height = max(4.5, 1.2 + LINE * longest)
+    figure = Figure(figsize=(7 * len(sets), height), layout="constrained")
     for panel, data in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
         here = [row for row in rows if row.data == data]
         for number, backbone in enumerate(dict.fromkeys(row.backbone for row in here)):
@@ -242,11 +256,39 @@ def picture(rows: list[Row], path: Path) -> None:
                 label = backbone if index == 0 else None
                 panel.errorbar(x, y, yerr=spread(row.last()), fmt="o", color=colour, capsize=3, label=label)
                 panel.scatter([x] * len(row.runs), row.last(), s=8, color=colour, alpha=0.5)
-                panel.annotate(row.label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
         panel.set(title=data, xlabel="parameters (millions)", ylabel="top-1 in the last epoch (%)")
         panel.grid(alpha=0.3)
         panel.legend()
-    figure.savefig(path, dpi=120)
+        label_points(panel, here, LINE / (height - 1))
+    return figure
+
+
+def label_points(panel: Any, rows: list[Row], gap: float) -> None:
+    """Names the rows at the right edge of a panel, in the order of their points, each joined to its point by a line.
+
+    Args:
+        gap: distance between two names, as a share of the panel's height.
+    """
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high)
+    ordered = sorted(rows, key=lambda row: statistics.mean(row.last()))
+    heights: list[float] = []
+    for row in ordered:  # as near to the point as those below it allow
+        wanted = (statistics.mean(row.last()) - low) / (high - low)
+        heights.append(max(wanted, heights[-1] + gap) if heights else max(wanted, 0.0))
+    for place in range(len(heights) - 1, -1, -1):  # and back below the upper edge
+        heights[place] = min(heights[place], 1 - gap * (len(heights) - 1 - place))
+    for row, at in zip(ordered, heights, strict=True):
+        panel.annotate(
+            row.label,
+            (row.parameters / 1e6, statistics.mean(row.last())),
+            xytext=(1.03, at),
+            textcoords="axes fraction",
+            fontsize=8,
+            verticalalignment="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.5},
+        )
 
 
 def main() -> int:
@@ -265,12 +307,12 @@ def main() -> int:
     try:
         if options.picture:
             check_picture(options.picture)
-        rows = table(find(options.runs), options.trust)
+        rows = table(find(options.runs, options.trust))
         if not rows:
             raise UserError(f"no run with an evaluated epoch in {', '.join(map(str, options.runs))}")
         print(FORMATS[options.format](rows))
         if options.picture:
-            picture(rows, options.picture)
+            picture(rows).savefig(options.picture, dpi=120)
             print(f"saved {options.picture}", file=sys.stderr)
     except (UserError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -56,10 +59,15 @@ def run(main: Callable[[], None], config_name: str, schema: type) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with one line for a `UserError`; to be used inside the Hydra function, which would print more."""
+    """Ends the process with one line for a `UserError`; to be used inside the Hydra function, which would print more.
+
+    In a cell of a sweep the error goes up to Hydra, which goes on with the next one (attn/config/sweep.py).
+    """
     try:
         yield
     except UserError as error:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
         _fail(str(error), error.exit_code)
 
 
@@ -117,14 +125,17 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
 
 
 def _unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
-    root = _composed(config_name, arguments)
     if "@" in key or "/" in key:
         return f"unknown group {key!r}: choose from {', '.join(groups.GROUPS)}"
-    path, node, parts = "", root, key.split(".")
-    for part in parts:
-        if not OmegaConf.is_dict(node) or part not in node:
-            break
-        path, node = f"{path}{part}.", node[part]
+    swept = _swept(arguments)
+    having = [choice for choice in swept if _has(_composed(config_name, [*arguments, *choice]), key)]
+    lacking = [choice for choice in swept if choice not in having]
+    if having and lacking:
+        only, lack = (" or ".join(" ".join(choice) for choice in some[:5]) for some in (having, lacking))
+        return f"{key!r} is a key with {only} only, and the sweep has {lack} too: sweep those without it in a command of their own"
+    root = _composed(config_name, [*arguments, *(swept[0] if swept else ())])
+    parts = key.split(".")
+    path, node = _reached(root, parts)
     if not OmegaConf.is_dict(node):
         return f"unknown key {key!r}: {path[:-1]} is {'null' if node is None else node} here and has no keys"
     choices = [f"{path}{child!s}" for child in node]
@@ -141,6 +152,29 @@ def _chosen(config_name: str, arguments: list[str]) -> str:
     """The keys of the chosen backbone and attention as YAML, for the help; empty where the command has neither."""
     root = _composed(config_name, [argument for argument in arguments if not argument.startswith("-")])
     return "".join(OmegaConf.to_yaml(OmegaConf.create({g: root[g]})) for g in ("backbone", "attention") if g in root)
+
+
+def _reached(root: DictConfig, parts: list[str]) -> tuple[str, Any]:
+    """How far a key leads into a config: the path, with a dot behind each part, and what is there."""
+    path, node = "", root
+    for part in parts:
+        if not OmegaConf.is_dict(node) or part not in node:
+            break
+        path, node = f"{path}{part}.", node[part]
+    return path, node
+
+
+def _has(root: DictConfig, key: str) -> bool:
+    return _reached(root, key.split("."))[0] == f"{key}."
+
+
+def _swept(arguments: list[str]) -> list[tuple[str, ...]]:
+    """The combinations of the groups' choices that a sweep goes through; none if it sweeps no group."""
+    given = [argument.partition("=") for argument in arguments]
+    lists = [
+        [f"{key}={name}" for name in value.split(",")] for key, _, value in given if key in groups.GROUPS and "," in value
+    ]
+    return list(itertools.product(*lists)) if lists else []
 
 
 def _composed(config_name: str, arguments: list[str]) -> DictConfig:

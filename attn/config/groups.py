@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 GROUPS = ("backbone", "attention", "data", "schedule", "logger")
 
@@ -40,3 +41,11 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {what} {name!r}: {hint}choose from {', '.join(choices)}"
+
+
+def listing(*chosen: str) -> str:
+    """The groups and their choices, for `--help`; all of them by default."""
+    return "\n".join(f"{group}: {', '.join(names(group))}" for group in chosen or GROUPS)
+
+
+OmegaConf.register_new_resolver("config_groups", listing, replace=True)

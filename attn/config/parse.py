@@ -12,9 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from attn.config import run_name as _run_name  # noqa: F401  # its resolver
 from attn.config import schema
 from attn.config.groups import unknown
-from attn.config.schema import Config, Data, Logger, Schedule
+from attn.config.schema import METRICS, Config, Data, Logger, Schedule
 from attn.errors import UserError
 
 _EXPECTED = {
@@ -220,6 +221,11 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key.name}={value}: must be at most {key.at_most}")
         if key.plain and not re.fullmatch(schema.PLAIN_NAME, value):
             raise UserError(f"{key.name}={value}: must be {schema.A_PLAIN_NAME}")
+
+
+def all_metrics(config: Config) -> list[str]:
+    """The further scores that an evaluation computes: those of `metrics`, and of `monitor`."""
+    return [name for name in METRICS if name in (*config.metrics, config.monitor)]
 
 
 def lookup(config: Any, key: str) -> Any:

@@ -17,6 +17,7 @@ LIMITS: dict[str, Callable[[float], bool]] = {
     BELOW_ONE: lambda v: 0 <= v < 1,
 }
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+METRICS = ("balanced_accuracy", "macro_f1", "mcc")
 NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
 REQUIRED: Any = MISSING
 PLAIN_NAME = r"(?!.{200})[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
@@ -131,7 +132,9 @@ class Data:
     auto_augment: str | None = key(None, "timm's policy string, such as rand-m9-mstd0.5-inc1")
     random_erasing: float = key(0.0, "probability of erasing a rectangle of a training image", limits=PROBABILITY)
     samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000)
-    workers: int = key(4, "loader processes per rank", limits=NOT_NEGATIVE)
+    workers: int | None = key(
+        None, "loader processes per rank; null: as many as the rank has processor cores, at most 4", limits=NOT_NEGATIVE
+    )
     on_error: str = key(
         "raise",
         "what to do with an unreadable image: raise, or replace a training image by the next readable one and count it",
@@ -231,6 +234,17 @@ class Config:
     )
     save_error: str = key("stop", "what to do when a checkpoint cannot be written (disk full)", choices=("stop", "continue"))
     nonfinite: str = key("stop", "what to do at a non-finite loss or gradient", choices=("stop", "skip"))
+    monitor: str = key(
+        "top1",
+        "the validation score by which an epoch is the best; loss is in nats",
+        choices=("top1", "top5", "loss", *METRICS),
+    )
+    metrics: list[str] = key(
+        [], "further validation scores: balanced_accuracy and macro_f1 in percent, mcc from -1 to 1", choices=METRICS
+    )
+    early_stop: int | None = key(
+        None, "epochs in a row without a better `monitor` after which a run is finished; null is off", limits=POSITIVE
+    )
     max_skipped: int = key(10, "steps that may be skipped in a row before the run stops", limits=POSITIVE)
     dist_timeout: float = key(600.0, "seconds after which a silent rank is given up", limits=POSITIVE, at_most=10_000_000)
     log_every: int = key(50, "steps between progress lines when there is no terminal", limits=POSITIVE)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from attn.config.schema import Data
 from attn.data.imagefolder import Folder, UnreadableImage, decode
+from attn.data.root import check_place, data_root
 from attn.errors import UserError
 
 
@@ -143,7 +144,7 @@ def load_dataset(data: Data, train: bool) -> Dataset:
 
 
 def imagefolder(data: Data, train: bool) -> Dataset:
-    root = _root(data)
+    root = data_root(data)
     folder = Folder(root / (data.train_split if train else data.val_split), data.num_classes)
     other = root / data.train_split
     if not train and other.is_dir():  # a label is the place of its class in the alphabet
@@ -159,7 +160,7 @@ def imagefolder(data: Data, train: bool) -> Dataset:
 def cifar100(data: Data, train: bool) -> Dataset:
     from torchvision.datasets import CIFAR100
 
-    root = _root(data)
+    root = data_root(data)
     if not (root / "cifar-100-python").is_dir():
         raise ValueError(f"data.root={root}: no folder cifar-100-python in it (unpack cifar-100-python.tar.gz there)")
     _expect_classes(data, 100)
@@ -195,10 +196,8 @@ def fake(data: Data, train: bool) -> Dataset:
 def from_timm(data: Data, train: bool) -> Dataset:
     from timm.data import create_dataset
 
-    if not data.dataset:
-        raise ValueError(
-            "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/flowers102"
-        )
+    check_place(data)
+    assert data.dataset is not None
     split = data.train_split if train else data.val_split
     _expect_split_folder(data, split)
     said = io.StringIO()
@@ -266,18 +265,6 @@ def stratified(labels: np.ndarray, every: int, held_out: bool) -> np.ndarray:
         position[rows] = np.arange(len(rows))
     out = position % every == every - 1
     return np.flatnonzero(out if held_out else ~out)
-
-
-def _root(data: Data) -> Path:
-    if not data.root:
-        raise ValueError(f"data.root must be set for data={data.name}, as in data.root=/data/{data.name}")
-    root = Path(data.root).expanduser()
-    if not root.is_dir():
-        variable = {"imagefolder": "IMAGENET_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
-        raise ValueError(
-            f"data.root={data.root}: no such folder; set data.root=" + (f", or export {variable}" if variable else "")
-        )
-    return root
 
 
 def _expect_classes(data: Data, present: int) -> None:

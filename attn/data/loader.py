@@ -18,7 +18,7 @@ from attn.config.schema import Data
 from attn.data.datasets import load_dataset
 from attn.data.imagefolder import UnreadableImage
 from attn.data.transforms import eval_transform, train_transform
-from attn.data.workers import outlive_signals
+from attn.data.workers import outlive_signals, worker_count
 from attn.distributed import Ranks
 from attn.errors import UserError
 
@@ -72,14 +72,14 @@ class TrainData:
         batch_size: images per step over all ranks and accumulated parts.
         accumulate: parts of a rank's share.
         seed: of the permutations.
-        workers: loader processes of this rank.
+        workers: loader processes of this rank; None: by its cores.
     """
 
     dataset: Seeded
     batch_size: int
     accumulate: int
     seed: int
-    workers: int
+    workers: int | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,17 +100,17 @@ class TrainData:
         return _load(self.dataset, keys, self.workers, ranks)
 
 
-def evaluation_batches(dataset: Seeded, batch_size: int, workers: int, ranks: Ranks) -> Generator[Batch, None, None]:
+def evaluation_batches(dataset: Seeded, batch_size: int, workers: int | None, ranks: Ranks) -> Generator[Batch, None, None]:
     """This rank's share of a data set, each image exactly once over all ranks; it may be empty."""
     mine = range(ranks.rank, len(dataset), ranks.world)
     keys = ([(0, i) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size))
     return _load(dataset, keys, workers, ranks)
 
 
-def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int, ranks: Ranks) -> Generator[Batch, None, None]:
+def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks: Ranks) -> Generator[Batch, None, None]:
     pin = ranks.device.type == "cuda"
     loader = DataLoader(
-        dataset, batch_sampler=_Once(keys), num_workers=workers, pin_memory=pin, worker_init_fn=outlive_signals
+        dataset, batch_sampler=_Once(keys), num_workers=worker_count(workers), pin_memory=pin, worker_init_fn=outlive_signals
     )
     batches = iter(loader)
     try:

@@ -10,6 +10,15 @@ from types import FrameType
 PATIENCE = 20  # seconds; torchrun and SLURM kill 30 seconds after SIGTERM
 
 
+def worker_count(asked: int | None) -> int:
+    """Loader processes of this rank: what was asked for, or one per processor core that the rank has, at most 4."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, min(4, cores // (int(ranks) if ranks.isdecimal() and int(ranks) else 1)))
+
+
 def outlive_signals(_worker: int) -> None:
     """For loader processes: torchrun, SLURM and terminals signal whole groups, but the main process decides.
 

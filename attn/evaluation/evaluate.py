@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from attn.data.loader import Seeded, evaluation_batches, to_device
 from attn.distributed import Ranks
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Counts over a data set. `loss` is the mean cross-entropy in nats, `top1` and `top5` are in percent."""
-
-    count: int
-    correct1: int
-    correct5: int
-    loss: float
-
-    @property
-    def top1(self) -> float:
-        return 100 * self.correct1 / self.count
-
-    @property
-    def top5(self) -> float:
-        return 100 * self.correct5 / self.count
-
-    def row(self, prefix: str = "") -> dict[str, Any]:
-        """For a line of metrics."""
-        values = {"loss": self.loss, "top1": self.top1, "top5": self.top5}
-        return {f"{prefix}{name}": value for name, value in values.items()}
+from attn.evaluation.scores import ClassCounts, Scores
 
 
 def autocast(amp: str | None, device: torch.device) -> torch.autocast:
@@ -43,10 +21,14 @@ def autocast(amp: str | None, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=amp is not None)
 
 
+def guesses(logits: Tensor) -> Tensor:
+    """The five likeliest classes of logits [N, C] (or all, if there are fewer), the likeliest first."""
+    return logits.topk(min(5, logits.shape[1]), 1).indices
+
+
 def correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers of images [N, C] whose label is the first guess, and among the first five (or all, if there are fewer)."""
-    guesses = logits.topk(min(5, logits.shape[1]), 1).indices
-    hits = guesses == labels[:, None]
+    hits = guesses(logits) == labels[:, None]
     return hits[:, 0].sum(), hits.sum()
 
 
@@ -60,12 +42,16 @@ def evaluate(
     dataset: Seeded,
     ranks: Ranks,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     amp: str | None,
     channels_last: bool,
     stop: Callable[[], bool] = lambda: False,
+    metrics: Sequence[str] = (),
 ) -> Scores:
     """Evaluates a model, not wrapped in DDP; all ranks get the scores of the whole set.
+
+    Args:
+        metrics: further scores, by their names in `ClassCounts.scores`.
 
     Raises:
         EvaluationStopped: on all ranks, because `stop` was true on one.
@@ -73,7 +59,11 @@ def evaluate(
     training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=ranks.device)
-    for loaded in evaluation_batches(dataset, batch_size, workers, ranks):
+    by_class: Tensor | None = None  # [3, K]
+    batches = evaluation_batches(dataset, batch_size, workers, ranks)
+    parts = -(-len(range(ranks.rank, len(dataset), ranks.world)) // batch_size)
+    shown = ranks.first and sys.stderr.isatty()
+    for loaded in tqdm(batches, "validation", parts, leave=False, disable=not shown):
         if stop():
             totals[4] += 1
             break
@@ -82,10 +72,21 @@ def evaluate(
             logits = model(batch.images)
         logits = logits.double()
         first, five = correct(logits, batch.labels)
+        if metrics:
+            counts = ClassCounts.of(guesses(logits)[:, 0], batch.labels, logits.shape[1])
+            found = torch.stack([counts.labelled, counts.guessed, counts.hit])
+            by_class = found if by_class is None else by_class + found
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         totals[:4] += torch.stack([torch.full_like(loss, len(batch.labels)), first.double(), five.double(), loss])
     model.train(training)
     count, correct1, correct5, loss_sum, stopped = ranks.sum(totals).tolist()
     if stopped:
         raise EvaluationStopped
-    return Scores(int(count), int(correct1), int(correct5), loss_sum / count)
+    more = {}
+    if metrics:
+        # A rank without images does not know the number of classes.
+        classes = max(ranks.gather(0 if by_class is None else by_class.shape[1]))
+        own = by_class if by_class is not None else torch.zeros(3, classes, dtype=torch.int64, device=ranks.device)
+        known = ClassCounts(*ranks.sum(own)).scores()
+        more = {name: known[name] for name in metrics}
+    return Scores(int(count), int(correct1), int(correct5), loss_sum / count, more)

@@ -21,7 +21,8 @@ from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
-from attn.evaluation.evaluate import Scores, evaluate
+from attn.evaluation.evaluate import evaluate
+from attn.evaluation.scores import Scores
 from attn.models.options import options_of
 from attn.models.spec import locate
 from attn.runs import checkpoint, load
@@ -64,7 +65,8 @@ def run(request: Request) -> Scores:
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
-        scores = evaluate(model, data, ranks, size, cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
+        settings = (cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
+        scores = evaluate(model, data, ranks, size, *settings, metrics=parse.all_metrics(cfg))
         if ranks.first:
             _report(output, cfg, path, scores, asked, content.get("step"))
     return scores

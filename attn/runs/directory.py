@@ -2,6 +2,7 @@
 
 config.yaml     the composed config of the last start
 metrics.jsonl   one line per epoch: the truth
+steps.jsonl     one line per step
 last.pt previous.pt best.pt
 DONE            the run is finished
 lock            who writes here
@@ -14,12 +15,13 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from attn.config.parse import flatten, to_dict
+from attn.config.run_name import FREE as FREE
 from attn.config.schema import Config
 from attn.errors import UserError
 from attn.models.defaults import without_defaults
@@ -28,37 +30,16 @@ from attn.runs.files import write_atomically
 DONE, LOCK, CONFIG = "DONE", "lock", "config.yaml"
 
 
-# What may differ when a run is continued: none of it changes what is computed from finite values and readable images, up to
-# the rounding of another device.
-FREE = {
-    "run_dir",
-    "resume",
-    "force",
-    "device",
-    "channels_last",
-    "compile",
-    "grad_checkpointing",
-    "deterministic",
-    "nonfinite",
-    "max_skipped",
-    "dist_timeout",
-    "log_every",
-}
-
-
-FREE |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "attention_name"}
-
-
-FREE |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}
-
-
 @contextmanager
 def claim(run_dir: Path) -> Iterator[None]:
     """Creates the directory and keeps other processes out of it while this one lives.
 
+    What was created goes again if the work ends by an error before it has written anything.
+
     Raises:
         UserError: it cannot be written, or another process has it; the message names host and process.
     """
+    created = [folder for folder in (run_dir, *run_dir.parents) if not os.path.exists(folder)]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -84,7 +65,15 @@ def claim(run_dir: Path) -> Iterator[None]:
                 unfinished.unlink()
         except OSError as error:
             raise UserError(f"run_dir={run_dir} cannot be written: {error.strerror}; choose another run_dir=") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            if created and os.listdir(run_dir) == [LOCK]:
+                (run_dir / LOCK).unlink()
+                with suppress(OSError):  # another run lies there by now
+                    for folder in created:
+                        folder.rmdir()
+            raise
     finally:
         os.close(handle)
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from attn.config.schema import METRICS
 from attn.runs import files, metrics
 
 
@@ -15,6 +16,7 @@ def table_row(row: dict[str, Any]) -> str:
     """An epoch as a line for the console."""
     text = f"epoch {row['epoch']:3d}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f} top-1 {row['train_top1']:6.2f}"
     text += f"  val loss {row['val_loss']:.4f} top-1 {row['val_top1']:6.2f} top-5 {row['val_top5']:6.2f}"
+    text += "".join(f" {name.replace('_', ' ')} {row[f'val_{name}']:.2f}" for name in METRICS if f"val_{name}" in row)
     if "ema_val_top1" in row:
         text += f"  ema top-1 {row['ema_val_top1']:6.2f}"
     return text + f"  {row['images_per_second']:7.1f} images/s"
@@ -36,9 +38,11 @@ def write_csv(run_dir: Path) -> Path:
 def write_curves(run_dir: Path) -> Path:
     """curves.png from metrics.jsonl: loss, top-1 and learning rate over the epochs."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.ticker import MaxNLocator
 
     rows = metrics.read_metrics(run_dir)
     figure = Figure(figsize=(13, 4), layout="constrained")
+    figure.suptitle("/".join(run_dir.resolve().parts[-2:]))
     panels = figure.subplots(1, 3)
     contents = [
         ("loss", ["train_loss", "val_loss", "ema_val_loss"]),
@@ -51,6 +55,7 @@ def write_curves(run_dir: Path) -> Path:
             if points:
                 panel.plot(*zip(*points, strict=True), marker=".", label=name.replace("_", " "))
         panel.set(title=title, xlabel="epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.legend()
     path = run_dir / "curves.png"

@@ -20,6 +20,8 @@ from attn.config.schema import Config
 from attn.console import warn
 from attn.runs import files, metrics
 
+SYNC = "wandb sync {}/wandb/*run-*"
+
 
 class Wandb:
     """Mirrors metrics.jsonl to Weights & Biases in a thread of its own: a stalled or broken service never delays training.
@@ -55,7 +57,7 @@ class Wandb:
         self._thread.join(patience)
         if self._thread.is_alive():
             warn(
-                f"Weights & Biases does not answer; `wandb sync {self._run_dir}/wandb/*run-*` sends the rest later, "
+                f"Weights & Biases does not answer; `{SYNC.format(self._run_dir)}` sends the rest later, "
                 "metrics.jsonl is whole"
             )
 
@@ -69,7 +71,7 @@ class Wandb:
             known = {"id": uuid.uuid4().hex[:8], "step": 0}
         self._id = known["id"]
         self._remember(known["step"])
-        mode: Any = wandb_mode(self._cfg.logger.wandb_mode or os.environ.get("WANDB_MODE") or None)
+        mode: Any = wandb_mode(self._cfg.logger.wandb_mode or os.environ.get("WANDB_MODE") or None, self._run_dir)
         self._run = wandb.init(
             project=self._cfg.logger.wandb_project,
             name=str(self._run_dir),
@@ -108,8 +110,8 @@ class Wandb:
                 self._off = True
 
 
-def wandb_mode(asked: str | None) -> str:
-    """The mode that will work: `asked`, or offline where the server cannot be used; says so if it was asked for."""
+def wandb_mode(asked: str | None, run_dir: Path) -> str:
+    """The mode that will work: `asked`, or offline where the server cannot be used; says so, and how its files get there."""
     if asked not in (None, "online"):
         return str(asked)
     server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
@@ -126,8 +128,9 @@ def wandb_mode(asked: str | None) -> str:
             reason = f"{host}:{port} cannot be reached ({error})"
     if reason is None:
         return "online"
-    if asked:
-        warn(f"Weights & Biases is offline: {reason}; `wandb sync` sends its files later")
+    warn(
+        f"Weights & Biases is offline: {reason}; its files are in {run_dir}/wandb, `{SYNC.format(run_dir)}` sends them later"
+    )
     return "offline"
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from attn import console, rng
+from attn.config.parse import all_metrics
 from attn.config.schema import Config
 from attn.data.loader import Batch, to_device
 from attn.distributed import Ranks, agreed, launch
@@ -59,6 +60,7 @@ def train(cfg: Config) -> None:
         except Preempted:
             raise
         except Exception as error:
+            job.log.flush()
             rescue(cfg, run_dir, ranks, job.state, error)
         else:
             if ranks.first:
@@ -76,6 +78,7 @@ def fit(cfg: Config, run_dir: Path, ranks: Ranks, job: Job, mirror: Wandb | None
     """
     state, per_epoch = job.state, job.data.steps_per_epoch
     bar, started, started_at, saved_at = None, time.monotonic(), state.step, time.monotonic()
+    began, began_at = started, started_at
     with contextlib.closing(job.data.batches(state.step, job.total_steps, ranks)) as batches:
         while True:
             if state.step == (state.evaluated + 1) * per_epoch:
@@ -83,22 +86,39 @@ def fit(cfg: Config, run_dir: Path, ranks: Ranks, job: Job, mirror: Wandb | None
                 speed = (state.step - started_at) * job.data.batch_size / (time.monotonic() - started)
                 end_epoch(cfg, run_dir, ranks, job, mirror, request, speed)
                 started, started_at, saved_at = time.monotonic(), state.step, time.monotonic()
+                # The first rank may have kept an older best: its disk was full.
+                if ranks.gather(state.best.outlasted(state.evaluated, cfg.early_stop))[0]:
+                    return
             if state.step >= job.total_steps:
                 return
             if bar is None and ranks.first and sys.stderr.isatty():
                 epoch, done = divmod(state.step, per_epoch)
                 bar = tqdm(total=per_epoch, initial=done, desc=f"epoch {epoch + 1}", leave=False)
             stop = train_step(cfg, run_dir, ranks, job, batches, request)
-            if bar is not None:
-                bar.update()
-            elif ranks.first and state.step % cfg.log_every == 0:
-                console.say(f"step {state.step}/{job.total_steps}  loss {state.meter.loss / max(state.meter.images, 1):.4f}")
+            if ranks.first:
+                shown = progress(job, (time.monotonic() - began) / (state.step - began_at))
+                if bar is not None:
+                    bar.set_postfix_str(shown, refresh=False)
+                    bar.update()
+                elif state.step % cfg.log_every == 0:
+                    console.say(f"step {state.step}/{job.total_steps}  {shown}")
+                if state.step % cfg.log_every == 0:
+                    job.log.flush()
             if stop:
+                job.log.flush()
                 preempt(cfg, run_dir, ranks, state, request)
             # The evaluation may fail or be killed; it shall cost no training then.
             if ranks.first and (state.step % per_epoch == 0 or due(cfg, state.step, saved_at)):
+                job.log.flush()
                 save(cfg, run_dir, state)
                 saved_at = time.monotonic()
+
+
+def progress(job: Job, seconds_per_step: float) -> str:
+    """What is shown beside the number of steps: mean loss of the epoch so far, learning rate, time left for the whole run."""
+    meter, rate = job.state.meter, job.state.optimizer.param_groups[0]["lr"]
+    left = tqdm.format_interval(round((job.total_steps - job.state.step) * seconds_per_step))
+    return f"loss {meter.loss / max(meter.images, 1):.4f}  lr {rate:.2e}  {left} left"
 
 
 def due(cfg: Config, step: int, saved_at: float) -> bool:
@@ -153,6 +173,13 @@ def train_step(cfg: Config, run_dir: Path, ranks: Ranks, job: Job, batches: Iter
         state.phase = "update"
         state.skipped_in_row += 1
         state.meter.skipped += 1
+    if ranks.first:
+        mean = float(totals[1] / totals[0])
+        epoch = state.step // job.data.steps_per_epoch + 1
+        rate = state.optimizer.param_groups[0]["lr"]
+        job.log.add(
+            step=state.step + 1, epoch=epoch, loss=mean, lr=rate, grad_norm=float(norm), skipped=state.skipped_in_row > 0
+        )
     state.scaler.update()
     state.step += 1
     state.phase = "between"
@@ -183,27 +210,41 @@ def end_epoch(
         "lr": optim.learning_rate(cfg.schedule, state.step - 1, job.data.steps_per_epoch),
         **state.meter.row(),
     }
-    top1 = -1.0
+    last: dict[str, float] = {}
     share = max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
     for prefix, model in state.evaluated_models().items():
         try:
             scores = evaluate(
-                model, job.val, ranks, share, cfg.data.workers, cfg.schedule.amp, cfg.channels_last, request.requested
+                model,
+                job.val,
+                ranks,
+                share,
+                cfg.data.workers,
+                cfg.schedule.amp,
+                cfg.channels_last,
+                request.requested,
+                all_metrics(cfg),
             )
         except EvaluationStopped:
             preempt(cfg, run_dir, ranks, state, request)
         row |= scores.row(prefix)
-        top1 = scores.top1
+        last = scores.values()
     row["images_per_second"] = speed
-    best, improved = state.best, top1 > state.best.top1
+    best, improved = state.best, state.best.beaten_by(last)
     if improved:
-        state.best = Best(top1, epoch)
+        state.best = Best(last["top1"], epoch, cfg.monitor, None if cfg.monitor == "top1" else last[cfg.monitor])
+    early = state.best.outlasted(epoch, cfg.early_stop)
     state.evaluated, state.meter = epoch, Meter()
     if ranks.first:
         console.say(views.table_row(row))
         state.rows.append(row)
         state.history.append(row)
-        if not save(cfg, run_dir, state, improved, final=state.step >= job.total_steps):
+        job.log.flush()
+        if not save(cfg, run_dir, state, improved, final=early or state.step >= job.total_steps):
             state.best = best  # best.pt is still the old one
+        if early and state.step < job.total_steps:
+            console.say(
+                f"stopped early: no better {cfg.monitor} in the {cfg.early_stop} epochs after epoch {state.best.epoch}"
+            )
         if mirror is not None:
             mirror.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,9 @@ from attn.errors import UserError
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, set_last_norm
 from attn.models.unused import ignore_unused
-from attn.runs import checkpoint, directory, load, metrics
+from attn.runs import checkpoint, directory, load, metrics, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
+from attn.runs.steps import StepLog
 from attn.training import optim
 from attn.training.state import Best, State
 from attn.training.stopping import finish
@@ -42,6 +44,7 @@ class Job:
     net: nn.Module  # the model as it is called in training: DDP around it on several ranks
     mixup: Mixup | None
     total_steps: int
+    log: StepLog
 
 
 def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
@@ -101,7 +104,7 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
         expect_same_classes(found.get("classes"), classes, f"{where} checkpoint {path} and these images")
     mixup = build_mixup(cfg, ranks)
     total = optim.total_steps(schedule, data.steps_per_epoch)
-    over = found is not None and found["step"] >= total and found["evaluated"] * data.steps_per_epoch >= total
+    over = found is not None and is_finished(cfg, found, total, data.steps_per_epoch)
     if over and path is not None and path.resolve().parent != run_dir.resolve():
         raise ValueError(
             f"resume={path} is finished: its {total // data.steps_per_epoch} epochs are all that schedule.epochs="
@@ -110,10 +113,11 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
         )
     if ranks.first:
         bring_metrics(run_dir, found)
+        steps.rewind_steps(run_dir, found["step"] if found is not None else 0)
     if found is not None and over:
         load.expect_finite(found["model"], str(path))
         if ranks.first:
-            console.say(f"finished already: {total // data.steps_per_epoch} epochs in {run_dir}")
+            console.say(f"finished already: {found['evaluated']} epochs in {run_dir}")
             finish(cfg, run_dir, Best(**found["best"]))
         return None
 
@@ -137,9 +141,12 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     model = model.to(ranks.device, memory_format=layout)
     ema = None if schedule.ema_decay is None else ModelEmaV3(model, decay=schedule.ema_decay)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=schedule.amp == "fp16")
-    state = State(model, ema, optim.build_optimizer(schedule, model), scaler, classes=classes)
+    optimizer = optim.build_optimizer(schedule, model)
+    state = State(model, ema, optimizer, scaler, best=Best(monitor=cfg.monitor), classes=classes)
     if found is not None:
         state.restore(found, str(path))
+        if state.best.monitor != cfg.monitor:  # by force: scores of two kinds cannot be compared
+            state.best = Best(monitor=cfg.monitor)
         if ranks.first:
             state.history = [*metrics.read_metrics(run_dir), *state.rows]
         if ranks.first:
@@ -156,7 +163,15 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     net: nn.Module = model
     if ranks.world > 1:
         net = DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
-    return Job(data, val, state, net, mixup, total)
+    return Job(data, val, state, net, mixup, total, StepLog(run_dir))
+
+
+def is_finished(cfg: Config, found: Mapping[str, Any], total: int, per_epoch: int) -> bool:
+    """Whether nothing is left to do after a checkpoint: all steps are done, or `early_stop` applies, and all is evaluated."""
+    evaluated = found["evaluated"] * per_epoch
+    if found["step"] >= total:
+        return evaluated >= total
+    return evaluated == found["step"] and Best(**found["best"]).outlasted(found["evaluated"], cfg.early_stop)
 
 
 def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -41,10 +43,33 @@ class Meter:
 
 @dataclass
 class Best:
-    """The best validation top-1 so far (of the averaged weights where there are any), in percent."""
+    """The best epoch so far, by a score of the validation (of the averaged weights where there are any).
+
+    Attributes:
+        top1: its top-1, in percent.
+        monitor: name of the score.
+        value: the score, where it is not top-1.
+    """
 
     top1: float = -1.0
     epoch: int = -1
+    monitor: str = "top1"
+    value: float | None = None
+
+    def beaten_by(self, scores: Mapping[str, float]) -> bool:
+        """Whether an epoch with these scores is better; a NaN never is."""
+        new, old = scores[self.monitor], self.top1 if self.value is None else self.value
+        if math.isnan(new) or math.isnan(old):
+            return self.epoch < 0 or not math.isnan(new)
+        return self.epoch < 0 or (new < old if self.monitor == "loss" else new > old)
+
+    def content(self) -> dict[str, Any]:
+        """For a checkpoint; by top-1 what it has always been."""
+        return {key: value for key, value in asdict(self).items() if key in ("top1", "epoch") or self.monitor != "top1"}
+
+    def outlasted(self, evaluated: int, patience: int | None) -> bool:
+        """Whether `patience` epochs (null: any number) have passed without a better one."""
+        return patience is not None and self.epoch > 0 and evaluated - self.epoch >= patience
 
 
 @dataclass
@@ -90,7 +115,7 @@ class State:
             "step": self.step,
             "evaluated": self.evaluated,
             "skipped_in_row": self.skipped_in_row,
-            "best": asdict(self.best),
+            "best": self.best.content(),
             "meter": asdict(self.meter),
             "rows": self.rows,
             "history": self.history,

@@ -15,7 +15,8 @@ from attn.config.schema import Config
 from attn.distributed import Ranks
 from attn.errors import Preempted, TrainingStopped, UserError, as_user_errors
 from attn.runs import checkpoint, directory, metrics, views
-from attn.runs.checkpoint import BEST, LAST
+from attn.runs.checkpoint import BEST, LAST, PREVIOUS
+from attn.runs.steps import STEPS
 from attn.training.state import Best, State
 
 
@@ -62,10 +63,18 @@ def finish(cfg: Config, run_dir: Path, best: Best) -> None:
         console.warn(f"a view of the metrics cannot be written to {run_dir} ({error.strerror}); {metrics.METRICS} is whole")
     with as_user_errors():
         (run_dir / directory.DONE).touch()
-    console.say(f"best val top-1 {best.top1:.2f} % in epoch {best.epoch}")
+        if (run_dir / LAST).exists():
+            (run_dir / PREVIOUS).unlink(missing_ok=True)  # for a fault in the next save, which will not come
+    by = "" if best.value is None else f", the best by {best.monitor} ({best.value:.4f})"
+    console.say(
+        f"best val top-1 {best.top1:.2f} % in epoch {best.epoch}"
+        if not by
+        else f"val top-1 {best.top1:.2f} % in epoch {best.epoch}{by}"
+    )
     for what, name in (
         ("checkpoint", BEST),
         ("metrics", metrics.METRICS),
+        ("steps", STEPS),
         ("table", "metrics.csv"),
         ("curves", "curves.png"),
     ):

@@ -203,11 +203,11 @@ def test_the_end_does_not_wait_for_ever(
 @pytest.mark.parametrize(
     ("asked", "env", "expected", "warned"),
     [
-        (None, {}, "offline", ""),
+        (None, {}, "offline", "no key"),
         ("online", {}, "offline", "no key (run `wandb login`)"),
         ("disabled", {}, "disabled", ""),
         ("offline", {"WANDB_API_KEY": "x"}, "offline", ""),
-        (None, {"WANDB_API_KEY": "x", "WANDB_BASE_URL": "http://127.0.0.1:9"}, "offline", ""),
+        (None, {"WANDB_API_KEY": "x", "WANDB_BASE_URL": "http://127.0.0.1:9"}, "offline", "offline"),
         (
             "online",
             {"WANDB_API_KEY": "x", "WANDB_BASE_URL": "http://127.0.0.1:9"},
@@ -224,6 +224,6 @@ def test_the_mode_is_one_that_works(
     monkeypatch.setenv("NETRC", "/nonexistent")
     for key, value in env.items():
         monkeypatch.setenv(key, value)
-    assert wandb_mode(asked) == expected
+    assert wandb_mode(asked, Path("run")) == expected
     said = capsys.readouterr().err
     assert (warned in said) if warned else said == ""

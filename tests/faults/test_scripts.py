@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import statistics
 import subprocess
@@ -13,7 +15,7 @@ from commands import patience
 from fault_harness import ROOT, TINY, compose_config, finished
 
 import attn
-from attn.runs import directory, metrics
+from attn.runs import directory, metrics, views
 
 
 def script(name: str, *arguments: object, timeout: float = 550) -> subprocess.CompletedProcess:
@@ -87,6 +89,57 @@ def test_compare_tells_apart_what_differs_in_more_than_the_seed(runs: Path) -> N
     recorded(runs / "other", [1, 2, 80], "attention=se", "attention.block.reduction=8")
     rows = json.loads(script("compare", runs, "--format", "json").stdout)
     assert sorted(row["variant"] for row in rows) == ["", "attention.block.reduction=4", "attention.block.reduction=8"]
+
+
+def test_compare_leaves_out_a_run_that_cannot_be_built(runs: Path) -> None:
+    gone = recorded(runs / "gone", [90.0], "attention=se")
+    config = (gone / "config.yaml").read_text()
+    (gone / "config.yaml").write_text(config.replace("attn.modules.se.SE", "no.such.Module"))
+    result = script("compare", runs, "--format", "json")
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)) == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"warning: {gone} is left out: ")
+    assert "no.such.Module" in line
+
+
+def test_labels_in_the_picture_do_not_overlap() -> None:
+    """Thirty rows of nearly one score, all of one size."""
+    from matplotlib.text import Text
+
+    spec = importlib.util.spec_from_file_location("scripts_compare", ROOT / "scripts" / "compare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    compare = sys.modules["scripts_compare"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare)
+    cfg = compose_config(TINY, Path("run"))
+    rows = []
+    for i in range(30):
+        result = compare.Result(Path("run"), cfg, 70 + i / 100, 70 + i / 100, 1, 11_000_000)
+        rows.append(compare.Row("resnet10t", f"attention{i}", "fake", "", 11_000_000, [result], 0))
+    figure = compare.picture(rows)
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    # Not the annotation's own extent, which has the line to the point in it.
+    texts = sorted((Text.get_window_extent(text) for text in panel.texts), key=lambda box: box.y0)
+    assert len(texts) == 30
+    assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(texts))
+    assert all(box.y0 >= 0 and box.y1 <= figure.bbox.height and box.x1 <= figure.bbox.width for box in texts)
+
+
+def test_curves_have_epochs_as_integers_and_the_run_in_the_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    run = recorded(tmp_path / "se/seed0", [50.0, 60.0], "attention=se")
+    rows = [{**row, "train_loss": 1.0, "val_loss": 1.0, "lr": 0.1} for row in metrics.read_metrics(run)]
+    monkeypatch.setattr(views.metrics, "read_metrics", lambda _: rows)
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    views.write_curves(run)
+    assert figures[0].get_suptitle() == "se/seed0"
+    for panel in figures[0].axes:
+        assert all(float(tick).is_integer() for tick in panel.get_xticks())
 
 
 def test_compare_without_runs(tmp_path: Path) -> None:

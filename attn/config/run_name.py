@@ -1,0 +1,134 @@
+"""Which folder a command's run lies in: runs that end differently never share one, the same run is always found again.
+
+`run_dir` in configs/train.yaml calls the resolver `run_variant`, which is registered here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import Container, DictConfig, OmegaConf
+
+from attn.config.groups import GROUPS
+
+# What may differ when a run is continued: none of it changes what is computed from finite values and readable images, up to
+# the rounding of another device.
+FREE = {
+    "run_dir",
+    "resume",
+    "force",
+    "device",
+    "channels_last",
+    "compile",
+    "grad_checkpointing",
+    "deterministic",
+    "nonfinite",
+    "max_skipped",
+    "dist_timeout",
+    "log_every",
+}
+
+
+FREE |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "attention_name"}
+
+
+FREE |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}
+
+
+# A continued run does not look at `pretrained` any more, but a run that started from other weights is another run. The rest is
+# in the folder's name already.
+UNNAMED = (FREE - {"pretrained"}) | {"seed", "backbone.name"}
+
+
+LIMIT = 120  # characters; file systems take 255 bytes for all of a name
+
+
+def variant(composed: Mapping[str, Any], plain: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """What a run's folder says beside backbone, attention, data and seed: `-quick-lr_0.1-block.reduction_8`, or nothing.
+
+    Args:
+        composed: the config, as plain containers; of its groups and keys only what is looked at here needs to be there.
+        plain: the same choices of the groups without any other override.
+        choices: the names of the choices.
+
+    Returns:
+        The schedule where it is not the default, and each key that differs and changes the result, in alphabetical order. A text
+        that is too long, or has characters that a folder's name should not have, ends with a hash of the whole.
+    """
+    from attn.config.parse import flatten  # which registers what is here
+
+    parts: list[str] = []
+    whole: list[str] = []
+    exact = True
+    for group in ("backbone", "data"):
+        if (plain.get(group) or {}).get("name") != choices.get(group):  # a file of the user's own that kept another's name
+            parts.append(str(choices.get(group)))
+    if choices.get("schedule") != "default":
+        parts.append(str(choices.get("schedule")))
+    before, after = flatten(plain), flatten(composed)
+    for key in sorted(before.keys() | after.keys()):
+        if key not in UNNAMED and not key.startswith("logger.") and before.get(key) != after.get(key):
+            group, _, rest = key.partition(".")
+            # Keys of these groups are known and differ from each other; a backbone takes whatever timm does.
+            name = rest if rest and group in ("attention", "data", "schedule") else key
+            value, faithful = _text(after.get(key))
+            parts.append(f"{name}_{value}")
+            whole.append(f"{key}={after.get(key)!r}")
+            exact = exact and faithful
+    text = "-".join(parts)
+    safe = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)
+    if not exact or safe != text or len(safe) > LIMIT:
+        digest = hashlib.sha256(repr((parts, whole)).encode())
+        safe = f"{safe[: LIMIT - 9].rstrip('-_.')}-{digest.hexdigest()[:8]}"
+    return f"-{safe}" if safe else ""
+
+
+def _text(value: Any) -> tuple[str, bool]:
+    """A value in a folder's name, and whether no other value of its key reads the same."""
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value], True
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value)), True
+    if isinstance(value, (list, tuple)):
+        numbers = all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value)
+        return "_".join(_text(item)[0] for item in value), len(value) > 1 and numbers
+    # Not a text that reads as null, a number or a list, or as the end of one key and the begin of another.
+    read = re.fullmatch(r"null|true|false|[-+]?[0-9._e+-]*(inf|nan)?", str(value)) or {"-", "_"} <= set(str(value))
+    return str(value), isinstance(value, (int, float)) or not read
+
+
+def _run_variant(*, _root_: Container) -> str:
+    if not HydraConfig.initialized():  # composed in Python, where nothing tells what was overridden
+        return ""
+    hydra = HydraConfig.get()
+    given, own = (OmegaConf.to_container(o, resolve=False) for o in (hydra.overrides.task, hydra.overrides.hydra))
+    assert isinstance(given, list)
+    assert isinstance(own, list)
+    chosen = [o for o in given if o.lstrip("+").partition("=")[0] in GROUPS]
+    chosen += [o for o in own if o.startswith("hydra.searchpath")]
+    plain = _composed(str(hydra.job.config_name), tuple(chosen))
+    choices = {group: str(hydra.runtime.choices.get(group)) for group in GROUPS}
+    return variant(_looked_at(_root_), _looked_at(plain), choices)
+
+
+@cache
+def _composed(config_name: str, overrides: tuple[str, ...]) -> DictConfig:
+    return GlobalHydra.instance().config_loader().load_configuration(config_name, list(overrides), RunMode.RUN)
+
+
+def _looked_at(root: Container) -> dict[str, Any]:
+    """The keys that change a result, without those that would ask for `run_dir` again."""
+    assert isinstance(root, DictConfig)
+    keys = [str(key) for key in root if key not in UNNAMED and key not in ("hydra", "logger")]
+    found = {key: root[key] for key in keys}
+    return {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in found.items()}
+
+
+OmegaConf.register_new_resolver("run_variant", _run_variant, replace=True)

@@ -1,0 +1,43 @@
+"""Where a data set lies: what can be told of it in no time, before torch is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attn.config.schema import Data
+
+ROOTED = ("imagefolder", "cifar100")
+
+
+def data_root(data: Data) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        ValueError: `data.root` is not set, or is no folder.
+    """
+    if not data.root:
+        raise ValueError(f"data.root must be set for data={data.name}, as in data.root=/data/{data.name}")
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        variable = {"imagefolder": "IMAGENET_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
+        raise ValueError(
+            f"data.root={data.root}: no such folder; set data.root=" + (f", or export {variable}" if variable else "")
+        )
+    return root
+
+
+def check_place(data: Data) -> None:
+    """Checks that there is something where a data set should lie; opening it tells the rest.
+
+    Raises:
+        ValueError: the folder, one of an image folder's splits, or the name of timm's data set is missing.
+    """
+    if data.source in ROOTED:
+        root = data_root(data)
+        for split in (data.train_split, data.val_split) if data.source == "imagefolder" else ():
+            if not (root / split).is_dir():
+                raise ValueError(f"{root / split}: no such folder")
+    if data.source == "timm" and not data.dataset:
+        raise ValueError(
+            "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/flowers102"
+        )
