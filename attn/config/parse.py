@@ -43,6 +43,8 @@ def parse(composed: DictConfig) -> Config:
     config = typed(
         Config(**free, data=Data(), schedule=Schedule(), logger=Logger()), {str(key): value for key, value in raw.items()}
     )
+    for key in ("run_dir", "resume"):
+        setattr(config, key, os.path.expanduser(getattr(config, key)))
     validate(config)
     return config
 
@@ -116,6 +118,11 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={value}: must be {expected}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}: must be finite")
+    for section in ("data", "schedule"):
+        for field in fields(lookup(config, section)):
+            values = getattr(lookup(config, section), field.name)
+            if isinstance(values, list) and any(isinstance(v, float) and not math.isfinite(v) for v in values):
+                raise UserError(f"{section}.{field.name}={values}: must be finite")
     schedule, data = config.schedule, config.data
     if not isinstance(config.backbone.get("name"), str):
         raise UserError(

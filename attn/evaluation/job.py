@@ -68,12 +68,12 @@ def run(request: Request) -> Scores:
     Raises:
         UserError: checkpoint or data are missing or do not fit.
     """
-    path = Path(request.checkpoint)
+    path = Path(request.checkpoint).expanduser()
     content = checkpoint.read(path)
     trained = load.load_config(content, path)
     cfg = _with_data(trained, request.data)
     other = "" if cfg.data.name == trained.data.name else f"-{cfg.data.name}"
-    output = Path(request.output) if request.output else path.with_name(f"eval-{path.stem}{other}.json")
+    output = Path(request.output).expanduser() if request.output else path.with_name(f"eval-{path.stem}{other}.json")
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     weights = load.pick_weights(content, ema, path)
     used = "raw" if weights is content["model"] else "ema"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from numbers import Integral, Real
@@ -20,7 +21,7 @@ from attn.backbones.family import Family, Place, Slot, adopt
 from attn.config import groups
 from attn.errors import reason
 from attn.models import spec
-from attn.models.options import check_options
+from attn.models.options import check_options, options_of
 
 
 def create_model(
@@ -41,7 +42,8 @@ def create_model(
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps.
         out_indices: which maps `features_only` gives; all by default.
-        timm_kwargs: passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
+        timm_kwargs: an option of a named attention by its plain name, as in `create_model("resnet18", "se", reduction=8)`; the
+            others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
             are loaded before the attentions are put in.
 
     Returns:
@@ -56,6 +58,8 @@ def create_model(
         raise ValueError(f"num_classes={num_classes!r} must be an integer, 0 or more")
     num_classes = int(num_classes)
     slots = spec.resolve_attention(attention)
+    if isinstance(attention, str):
+        timm_kwargs = _take_options(attention, slots, timm_kwargs)
     label = f"backbone={backbone}" + (f" attention={attention}" if isinstance(attention, str) else "")
     try:
         model: Any = _timm_model(backbone, num_classes, timm_kwargs)
@@ -82,6 +86,53 @@ def create_model(
     return model
 
 
+def _take_options(attention: str, slots: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Gives the options that the attention has to it, and returns the others.
+
+    Raises:
+        ValueError: several parts of the attention have the option.
+    """
+    rest: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        owners = [
+            (slot, path, part)
+            for slot in spec.SLOTS
+            if slot in slots
+            for path, part in _parts(slots[slot], slot)
+            if key in options_of(part.func)
+        ]
+        if len(owners) > 1:
+            places = " and ".join(path for _, path, _ in owners)
+            raise ValueError(
+                f"attention={attention}: {key}={value!r} is an option of {places}: give a mapping of slots instead of the name, "
+                f"as in configs/attention/{attention}.yaml"
+            )
+        if not owners:
+            rest[key] = value
+            continue
+        slot, _, part = owners[0]
+        slots[slot] = _with_option(slots[slot], part, key, value)
+    return rest
+
+
+def _parts(part: partial[Any], path: str) -> Iterator[tuple[str, partial[Any]]]:
+    """An attention and those that it is made of."""
+    yield path, part
+    for key, value in part.keywords.items():
+        for i, child in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            if isinstance(child, partial):
+                yield from _parts(child, f"{path}.{key}" + (f".{i}" if isinstance(value, (list, tuple)) else ""))
+
+
+def _with_option(node: Any, target: partial[Any], key: str, value: Any) -> Any:
+    if isinstance(node, (list, tuple)):
+        return [_with_option(child, target, key, value) for child in node]
+    if not isinstance(node, partial):
+        return node
+    options = {name: _with_option(child, target, key, value) for name, child in node.keywords.items()}
+    return partial(node.func, **(options | {key: value} if node is target else options))
+
+
 def check_input(model: nn.Module, image_size: int, training: bool = False) -> None:
     """Lets a model see an image [1, 3, S, S] on the meta device, where nothing is computed: shapes alone decide.
 
@@ -102,6 +153,8 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
             functional_call(model.train(training), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
     except Exception as error:  # whatever the network's own code raises at such a size
         if "meta" not in str(error).lower():  # else it is this device that an attention cannot take
+            if isinstance(error, (AttributeError, TypeError, KeyError)):  # no matter of the image's size
+                raise ValueError(f"cannot run with these options: {reason(error)}") from error
             raise ValueError(f"cannot take images of {image_size} pixels: {reason(error)}") from error
     finally:
         model.train(before)
@@ -118,7 +171,9 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
         raise ValueError(groups.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")
     given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
     try:
-        return timm.create_model(name, num_classes=num_classes, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is refused afterwards
+            return timm.create_model(name, num_classes=num_classes, **kwargs)
     except MemoryError:
         raise ValueError(f"the network does not fit into memory ({given})") from None
     except Exception as error:  # timm checks few options: a wrong one fails wherever it is used first

@@ -22,7 +22,7 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
         ValueError: there is no such option, or its value has another type; names both and what there is.
     """
     constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
-    taken = {**_parameters(constructor), **_parameters(getattr(cls, "place", None))}
+    taken = options_of(cls)
     signature = inspect.signature(constructor).parameters.values()
     for parameter in signature:
         if parameter.name in taken and parameter.default is parameter.empty and parameter.name not in options:
@@ -35,6 +35,12 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
             check_options(value.func, value.keywords)
         elif not _fits(value, taken.get(name, Any)):
             raise ValueError(f"{cls.__name__}: {name}={value!r} must be {_describe(taken[name])}")
+
+
+def options_of(cls: type) -> dict[str, Any]:
+    """Names of the options of an attention, with their types."""
+    constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
+    return {**_parameters(constructor), **_parameters(getattr(cls, "place", None))}
 
 
 def _parameters(function: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attn.config import parse
 from attn.config.schema import Config
-from attn.errors import UserError
+from attn.errors import UserError, reason
 from attn.models.create import check_input, create_model
 from attn.runs.checkpoint import BadCheckpoint, read
 
@@ -60,7 +60,12 @@ def load(path: str | Path, ema: bool | None = None, device: str | torch.device =
 
     Raises:
         BadCheckpoint: the file is damaged, or not one of `train.py`.
+        ValueError: there is no such device here.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
     content = read(path, device)
     model = build(load_config(content, path))
     load_weights(model, pick_weights(content, ema, path), path)
@@ -87,7 +92,10 @@ def build(cfg: Config, pretrained: bool = False) -> nn.Module:
     """
     options = dict(cfg.backbone)
     name = options.pop("name")
-    reserved = sorted({"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans"} & set(options))
+    reserved = sorted(
+        {"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans", "checkpoint_path"}
+        & set(options)
+    )
     if reserved:
         raise UserError(
             f"backbone.{reserved[0]} cannot be set: the run decides it (data.num_classes, attention=, pretrained=)"
