@@ -99,7 +99,7 @@ def _take_options(attention: str, slots: dict[str, Any], kwargs: dict[str, Any])
             for slot in spec.SLOTS
             if slot in slots
             for path, part in _parts(slots[slot], slot)
-            if key in options_of(part.func)
+            if key in options_of(part.func)  # type: ignore[arg-type]
         ]
         if len(owners) > 1:
             places = " and ".join(path for _, path, _ in owners)
@@ -163,9 +163,9 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
 def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
     families()  # registers the networks that timm lacks
     for key, value in kwargs.items():
-        if key == "in_chans" and not (isinstance(value, Integral) and value > 0):
+        if key == "in_chans" and not (isinstance(value, Integral) and int(value) > 0):
             raise ValueError(f"in_chans={value!r} must be an integer greater than 0")
-        if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, Real) and 0 <= value < 1):
+        if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, Real) and 0 <= float(value) < 1):
             raise ValueError(f"{key}={value!r} must be a number, 0 or more and below 1")
     if not timm.is_model(name):
         raise ValueError(groups.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")
