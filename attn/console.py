@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 
 
 def say(text: str) -> None:
@@ -12,3 +15,15 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def told_if_slow(what: str, seconds: float = 10.0) -> Iterator[None]:
+    """Says once what is being waited for, if it takes longer than so many seconds."""
+    timer = threading.Timer(seconds, lambda: say(f"still waiting for {what}"))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attn.errors import UserError, as_user_errors
+from attn import console
+from attn.errors import UserError, as_user_errors, reason
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,15 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _environment(name: str, default: int, least: int = 0, most: int | None = None) -> int:
+    """An integer that the launcher sets."""
+    text = os.environ.get(name, "").strip() or str(default)
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        between = f"an integer, {least} or more" if most is None else f"an integer between {least} and {most}"
+        raise UserError(f"{name}={text} in the environment: must be {between}; torchrun sets it, else unset it")
+    return int(text)
+
+
 _LAUNCHES = itertools.count()  # a sweep launches several runs in one process, one after the other
 
 
@@ -131,23 +141,47 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
     Args:
         device: auto, cpu or cuda.
         timeout: seconds after which a silent rank is given up.
+
+    Raises:
+        UserError: the launcher's environment makes no sense, or the ranks do not find each other in time.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    where = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    world = _environment("WORLD_SIZE", 1, least=1)
+    rank = _environment("RANK", 0, most=world - 1)
+    where = pick_device(device, _environment("LOCAL_RANK", 0))
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if world == 1:
         yield Ranks(0, 1, where)
         return
     limit = timedelta(seconds=timeout)
-    store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=limit))
-    store.set_timeout(limit)
+    address, port = os.environ.get("MASTER_ADDR"), _environment("MASTER_PORT", 0, most=65535)
+    if not address or not port:
+        raise UserError(
+            f"WORLD_SIZE={world}, but {'MASTER_PORT' if address else 'MASTER_ADDR'} is not set: start ranks by torchrun, or unset "
+            "WORLD_SIZE"
+        )
+    try:
+        with console.told_if_slow(f"the {world} ranks to meet at {address}:{port}"):
+            store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=limit))
+            store.set_timeout(limit)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"rank {rank} of {world} does not find the others at {address}:{port} (MASTER_ADDR, MASTER_PORT): "
+            f"{reason(error).partition(' Exception raised')[0]}"
+        ) from None
     # torchrun keeps its store when it restarts the ranks: without a name of their own, they would meet the keys of the dead
     # ones. Several nodes do not count restarts alike; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else ""
     store = dist.PrefixStore(f"attempt{attempt}/launch{next(_LAUNCHES)}", store)
     backend = "nccl" if where.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world, timeout=limit)
+    try:
+        with console.told_if_slow(f"all {world} ranks to join"):
+            dist.init_process_group(
+                backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world, timeout=limit
+            )
+    except RuntimeError as error:
+        cause = reason(error).partition(" Exception raised")[0]
+        raise UserError(f"rank {rank}: not all of the {world} ranks came within {timeout:g} s: {cause}") from None
     # DDP's reducer holds the group too. Were it the last one to let go, gloo's threads would be joined under Python's lock,
     # for which one of them may wait to free a tensor: about 1 run of 50 hung at its very end. So the group is never freed.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))

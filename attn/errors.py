@@ -1,7 +1,8 @@
-"""Errors that a user can mend: the message is the whole story, no traceback is needed."""
+"""Errors that a user can fix: the message is the whole story, no traceback is needed."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,12 @@ class Preempted(UserError):
     exit_code = 75
 
 
+class Interrupted(Preempted):
+    """Ctrl-C asked the run to end; a checkpoint was saved. 130 is what shells give to a process that ends by SIGINT."""
+
+    exit_code = 130
+
+
 @contextmanager
 def as_user_errors() -> Iterator[None]:
     """Turns what bad input raises while a run is being prepared into a `UserError`."""
@@ -31,3 +38,22 @@ def as_user_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another library says in one line; an assertion without a text says its own condition."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AssertionError) and not text:
+        frames = traceback.extract_tb(error.__traceback__)
+        return f"it expects {(frames[-1].line or '').removeprefix('assert ')}" if frames else "an assertion failed"
+    if isinstance(error, (KeyError, IndexError, AttributeError, ZeroDivisionError)) or not text:
+        return f"{type(error).__name__} {text}".strip()
+    return text
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that this machine or GPU does not have."""
+    words = ("not enough memory", "can't allocate memory", "out of memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in words)
+    )

@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 
+from attn.config.command_line import tell_launcher
 from attn.config.groups import unknown
-from attn.errors import UserError
+from attn.errors import UserError, reason
 from detection import operators
 from detection.count import CONFIGS
 from detection.weights import read_detector
@@ -22,12 +23,13 @@ from detection.weights import read_detector
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that training and testing have in common, named as in MMDetection's tools."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.error = _refuse  # type: ignore[method-assign]
     made.add_argument("config", help="path of a config, or a name in detection/configs such as ba_net_faster_rcnn")
     made.add_argument("--work-dir", help="where logs and checkpoints go; by default work_dirs/ and the config's name")
     made.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=Overrides,
         default={},
         metavar="KEY=VALUE",
         help="overrides of the config, such as model.backbone.attention=ba",
@@ -37,14 +39,34 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+class Overrides(DictAction):
+    """MMEngine's KEY=VALUE, with a line for what is none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, IndexError, AssertionError) as error:
+            raise UserError(f"{option_string} {' '.join(values)}: write KEY=VALUE ({reason(error)})") from None
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; see --help")
+
+
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; a `UserError` ends the process with one line and its exit code, on rank 0 only."""
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        line, code = f"error: {' '.join(str(error).split())}", error.exit_code
+    except KeyboardInterrupt:
+        line, code = "error: interrupted; --resume continues from the last checkpoint in the work directory", 130
+    else:
+        return
+    tell_launcher(line)
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 def load(args: argparse.Namespace) -> Config:
@@ -69,7 +91,25 @@ def load(args: argparse.Namespace) -> Config:
         # Two pairings of one recipe must not share a directory.
         changed = [new for new, old in zip(names(cfg), base, strict=True) if new != old]
         cfg.work_dir = str(Path("work_dirs") / "-".join([path.stem, *changed]))
+    _check_writable(cfg.work_dir)
     return cfg
+
+
+def _check_writable(work_dir: Any) -> None:
+    """Refuses a work directory before anything is built.
+
+    Raises:
+        UserError: it is no name of a folder, or cannot be written.
+    """
+    if not isinstance(work_dir, str) or not work_dir:
+        raise UserError(f"work_dir={work_dir!r}: must be the path of a folder")
+    existing = Path(work_dir).absolute()
+    while not (existing.exists() or existing.is_symlink()):
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK) or str(existing).startswith(("/proc", "/sys")):
+        raise UserError(
+            f"work_dir={work_dir} cannot be written ({existing} is no folder that allows it): choose another --work-dir"
+        )
 
 
 def find(config: str) -> Path:
@@ -123,8 +163,8 @@ def _part(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
-def build_runner(cfg: Config) -> Any:
-    """The runner of a config, which builds the detector.
+def build_runner(cfg: Config, task: Literal["train", "test"]) -> Any:
+    """The runner of a config, with all that the task needs: detector, data, optimizer.
 
     Raises:
         UserError: backbone, attention or another part does not exist, does not fit, or needs a package.
@@ -136,8 +176,15 @@ def build_runner(cfg: Config) -> Any:
         read_detector(cfg.load_from)  # before minutes are spent on the data
     try:
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    except (ValueError, KeyError, TypeError, ImportError) as error:
-        text = error.args[0] if error.args else error
+        if task == "train":
+            runner._train_loop = runner.train_loop
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        else:
+            runner._test_loop = runner.test_loop
+    except UserError:
+        raise
+    except Exception as error:  # a config holds classes of many packages, whose constructors raise anything
+        text = error.args[0] if isinstance(error, KeyError) and error.args else reason(error)
         raise UserError(f"config {cfg.filename}: {text}") from error
     print_log(operators.in_use(), "current")
     return runner

@@ -37,7 +37,7 @@ def count(
     """Counts the detector of a config; `papers` is what the papers print as FLOPs.
 
     Args:
-        config: path of a config, or the config.
+        config: path of a config, its name in detection/configs, or the config.
         options: overrides, as of `--cfg-options`.
         size: height and width of the image; by default `image_size` of the config.
         wrappers: count mmcv's own subclasses of torch's layers, too. Its counter knew torch's classes alone at first, which
@@ -47,7 +47,9 @@ def count(
     Raises:
         ValueError, FileNotFoundError: the config does not exist or does not build.
     """
-    cfg = config if isinstance(config, Config) else Config.fromfile(str(config))
+    from detection import cli  # which takes CONFIGS from here
+
+    cfg = config if isinstance(config, Config) else Config.fromfile(str(cli.find(str(config))))
     cfg.merge_from_dict(dict(options))
     init_default_scope(cfg.get("default_scope", "mmdet"))
     with torch.device("meta"):

@@ -40,12 +40,21 @@ class AttentionRunner(Runner):
 
     _judging = False  # whether it validates or tests, which nothing random may take part in
 
+    def _log_env(self, env_cfg: dict) -> None:
+        # Hundreds of lines, which would hide what is wrong: they come when it begins.
+        self._env_cfg = env_cfg
+
+    def train(self) -> nn.Module:
+        super()._log_env(self._env_cfg)
+        return super().train()
+
     def val(self) -> dict:
         self._judging = True
         return super().val()
 
     def test(self) -> dict:
         self._judging = True
+        super()._log_env(self._env_cfg)
         return super().test()
 
     def setup_env(self, env_cfg: dict) -> None:

@@ -19,7 +19,7 @@ def main() -> None:
     if args.show_dir:
         hook = cfg.default_hooks.visualization
         hook.update(draw=True, interval=1, test_out_dir=args.show_dir, score_thr=args.show_score)
-    cli.build_runner(cfg).test()
+    cli.build_runner(cfg, "test").test()
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
 from attn.errors import UserError
+from attn.runs.wandb import wandb_mode
 from detection import cli, weights
 
 BACKENDS = {
@@ -39,7 +41,7 @@ def main() -> None:
     cfg = cli.load(args)
     apply(cfg, args)
     weights.check_present(cli.pretrained(cfg))  # before minutes are spent on the data
-    runner = cli.build_runner(cfg)
+    runner = cli.build_runner(cfg, "train")
     _tell_batch(runner, cfg)
     runner.train()
 
@@ -61,7 +63,11 @@ def apply(cfg: Config, args: argparse.Namespace) -> None:
     for name in args.logger:
         if not _installed(name):
             raise UserError(f"--logger {name} needs the package {name}: pip install 'attn[{EXTRAS[name]}]'")
-        cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, BACKENDS[name]]
+        backend: dict[str, Any] = dict(BACKENDS[name])
+        if name == "wandb":  # without a key it would end the run
+            mode = wandb_mode(os.environ.get("WANDB_MODE") or "online")
+            backend["init_kwargs"] = {**backend["init_kwargs"], "mode": mode}
+        cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, backend]
 
 
 def _installed(package: str) -> bool:

@@ -19,8 +19,9 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from attn.config.command_line import not_negative
-from attn.data.imagefolder import DecodeError, decode, read_bytes
+from attn.config.command_line import not_negative, positive
+from attn.data.imagefolder import DecodeError, decode, is_image_name, read_bytes
+from attn.data.loader import most_workers
 
 JPEG_NAMES = (".jpg", ".jpeg")
 ORIENTATION = 274  # EXIF tag
@@ -63,12 +64,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a folder; all image files below it are read")
     parser.add_argument("--workers", type=not_negative, default=4, help="processes (default 4); 0: none but this one")
-    parser.add_argument("--limit", type=not_negative, default=100, help="unreadable files to name (default 100)")
+    parser.add_argument("--limit", type=positive, default=100, help="unreadable files to name (default 100)")
     options = parser.parse_args()
+    if options.workers > most_workers():
+        print(
+            f"error: --workers {options.workers}: more than {most_workers()} only wait for each other here", file=sys.stderr
+        )
+        return 2
     if not options.root.is_dir():
         print(f"error: {options.root}: no such folder", file=sys.stderr)
         return 2
-    files = sorted(str(path) for path in options.root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    files = sorted(str(path) for path in options.root.rglob("*") if is_image_name(path))
     if not files:
         print(f"error: {options.root}: no image file below it ({', '.join(IMG_EXTENSIONS)})", file=sys.stderr)
         return 2

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
+import re
 import sys
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
@@ -21,8 +26,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from attn.config import groups, reference
 from attn.config.parse import flatten
-from attn.errors import UserError
+from attn.errors import UserError, is_out_of_memory, reason
 
+PATHS = ("data.root", "run_dir", "resume", "checkpoint", "output")
+SIZES = "schedule.batch_size, data.image_size or the options of the backbone"
+INTERRUPTED = "interrupted; nothing was under way that could be saved"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: with it, tracebacks are shown
 
 
@@ -34,9 +42,11 @@ def run(main: Callable[[], None], config_name: str, schema: type) -> None:
         config_name: its primary config, to tell which keys exist.
         schema: the dataclass of its keys, for the help.
     """
-    if os.environ.get(FULL_ERROR):
+    if os.environ.pop(FULL_ERROR, "").strip().lower() not in ("", "0", "false", "no", "off"):
+        os.environ[FULL_ERROR] = "1"
         main()
         return
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     os.environ[FULL_ERROR] = "1"  # else Hydra prints the errors itself and exits before we see them
     try:
         check_arguments(sys.argv[1:])
@@ -52,7 +62,9 @@ def run(main: Callable[[], None], config_name: str, schema: type) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command continues from the last checkpoint", 130)
+        _fail(INTERRUPTED, 130)
+    except OSError as error:  # a folder of Hydra's own that cannot be written
+        _fail(str(error), UserError.exit_code)
     finally:
         os.environ.pop(FULL_ERROR, None)
 
@@ -69,19 +81,34 @@ def one_line_errors() -> Iterator[None]:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, 130)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"there is not enough memory for it ({reason(error)}): lower the sizes, such as {SIZES}", UserError.exit_code)
 
 
-def positive(text: str) -> int:
-    """A whole number above 0, as a `type` of argparse."""
-    if not text.isdecimal() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} must be a whole number greater than 0")
-    return int(text)
+def quoted(argument: str) -> str:
+    """An argument whose value is a path, quoted for Hydra's grammar where it has characters that mean something there."""
+    key, sign, value = argument.partition("=")
+    plain = not re.search(r"[~=(){}\[\] :%@&;!]", value) or value[:1] in "\"'[" or "${" in value or "," in value
+    if not sign or plain or key.lstrip("+") not in PATHS:
+        return argument
+    return f"{key}=" + json.dumps(value, ensure_ascii=False)
 
 
 def not_negative(text: str) -> int:
     """An integer, 0 or more, as a `type` of argparse."""
     if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r} must be an integer, 0 or more")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as a `type` of argparse."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} must be a whole number greater than 0")
     return int(text)
 
 
@@ -93,7 +120,17 @@ def check_arguments(arguments: list[str]) -> None:
     """
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]
-    for argument in parser.parse_args(arguments).overrides:
+    parsed = parser.parse_args(arguments)
+    for option in ("config_name", "config_path", "config_dir", "experimental_rerun"):
+        if getattr(parsed, option, None):
+            raise UserError(f"--{option.replace('_', '-')} is not supported: all is set by keys, as in attention=se")
+    if parsed.multirun and (parsed.cfg or parsed.info):
+        raise UserError("-m runs, --cfg and --info only show: use one of them")
+    if (parsed.resolve or parsed.package) and not parsed.cfg:
+        raise UserError("--resolve and --package belong to --cfg, as in --cfg job --resolve")
+    if parsed.shell_completion and not any(o.startswith(("install=", "uninstall=", "query=")) for o in parsed.overrides):
+        raise UserError("--shell-completion needs install=SHELL, uninstall=SHELL or query=SHELL")
+    for argument in parsed.overrides:
         key, _, value = argument.partition("=")
         group = key.removeprefix("~")
         if group in groups.GROUPS and (key != group or value == "null" or value.startswith("[")):
@@ -101,6 +138,8 @@ def check_arguments(arguments: list[str]) -> None:
 
 
 def _refuse_option(message: str) -> NoReturn:
+    if not message.startswith("unrecognized"):
+        raise UserError(message)
     raise UserError(
         f"{message}: keys are set without dashes, as in attention=se; options such as -m stand before or behind all keys"
     )
@@ -112,7 +151,11 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return groups.unknown(group or "config", name, error.options or [])
     if isinstance(error, OverrideParseException):
-        return f"cannot read the argument {error.override!r}: write key=value, and quote a value with special characters"
+        key, _, value = str(error.override).partition("=")
+        return (
+            f"cannot read the argument {error.override!r}: write key=value; a value with special characters is quoted twice, as in "
+            f"'{key}=\"{value}\"'"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set, as in {error.full_key}=..."
     first = str(error).splitlines()[0]
@@ -189,6 +232,23 @@ def _composed(config_name: str, arguments: list[str]) -> DictConfig:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = f"error: {' '.join(message.split())}"
+    tell_launcher(line)
+    if not _is_another_rank():
+        print(line, file=sys.stderr)
     sys.exit(code)
+
+
+def _is_another_rank() -> bool:
+    """Whether the first rank says the same; not where the launcher's environment is itself what is wrong."""
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
+
+
+def tell_launcher(line: str) -> None:
+    """Leaves the line where torchrun looks for it: its report of the failed ranks, which comes last, ends with it then."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        told = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": told}))

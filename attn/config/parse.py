@@ -47,6 +47,8 @@ def parse(composed: DictConfig) -> Config:
     config = typed(
         Config(**free, data=Data(), schedule=Schedule(), logger=Logger()), {str(key): value for key, value in raw.items()}
     )
+    for key in ("run_dir", "resume"):
+        setattr(config, key, os.path.expanduser(getattr(config, key)))
     validate(config)
     return config
 
@@ -213,10 +215,10 @@ def check_values(config: Any) -> None:
         for item in value if isinstance(value, list) else [value]:
             if item is not None and key.choices and item not in key.choices:
                 raise UserError(f"{key.name}={value}: {unknown('value', str(item), key.choices)}")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"{key.name}={value}: must be finite")
         if value is not None and key.limits is not None and not schema.LIMITS[key.limits](value):
             raise UserError(f"{key.name}={value}: must be {key.limits}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key.name}={value}: must be finite")
         if value is not None and key.at_most is not None and value > key.at_most:
             raise UserError(f"{key.name}={value}: must be at most {key.at_most}")
         if key.plain and not re.fullmatch(schema.PLAIN_NAME, value):

@@ -16,9 +16,9 @@ from timm.data.dataset import ImageDataset
 from torch.utils.data import Dataset
 
 from attn.config.schema import Data
-from attn.data.imagefolder import Folder, UnreadableImage, decode
+from attn.data.imagefolder import Folder, UnreadableImage, class_folders, decode
 from attn.data.root import check_place, data_root
-from attn.errors import UserError
+from attn.errors import UserError, reason
 
 
 class Arrays(Dataset):
@@ -148,7 +148,7 @@ def imagefolder(data: Data, train: bool) -> Dataset:
     folder = Folder(root / (data.train_split if train else data.val_split), data.num_classes)
     other = root / data.train_split
     if not train and other.is_dir():  # a label is the place of its class in the alphabet
-        missing = sorted({entry.name for entry in other.iterdir() if entry.is_dir()} ^ set(folder.classes))
+        missing = sorted(set(class_folders(other)) ^ set(folder.classes))
         if missing:
             raise ValueError(
                 f"{root}: {data.train_split} and {data.val_split} have other classes, {', '.join(missing[:3])} is in one alone: "
@@ -164,7 +164,14 @@ def cifar100(data: Data, train: bool) -> Dataset:
     if not (root / "cifar-100-python").is_dir():
         raise ValueError(f"data.root={root}: no folder cifar-100-python in it (unpack cifar-100-python.tar.gz there)")
     _expect_classes(data, 100)
-    return Relabelled(CIFAR100(str(root), train=train), data.num_classes)
+    try:
+        dataset = CIFAR100(str(root), train=train)
+    except Exception as error:  # its files are pickles: a damaged one raises nearly anything
+        raise ValueError(
+            f"data.root={root}: the files of cifar-100-python cannot be read ({reason(error)}); "
+            "unpack cifar-100-python.tar.gz there again"
+        ) from error
+    return Relabelled(dataset, data.num_classes)
 
 
 def digits(data: Data, train: bool) -> Dataset:
@@ -202,9 +209,10 @@ def from_timm(data: Data, train: bool) -> Dataset:
     _expect_split_folder(data, split)
     said = io.StringIO()
     try:
+        root = None if data.root is None else str(Path(data.root).expanduser())
         with contextlib.redirect_stdout(said):
-            dataset = create_dataset(data.dataset, root=data.root, split=split, is_training=train)
-    except (ImportError, AssertionError, KeyError, RuntimeError, ValueError, TypeError, OSError) as error:
+            dataset = create_dataset(data.dataset, root=root, split=split, is_training=train)
+    except Exception as error:  # as many kinds as there are libraries below timm
         if data.root is None and isinstance(error, TypeError):
             raise ValueError(f"data.dataset={data.dataset} needs data.root, the folder where it lies") from error
         reason = " ".join(f"{error} {said.getvalue()}".split())

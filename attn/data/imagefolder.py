@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import stat
 import time
 import warnings
 from pathlib import Path
@@ -11,6 +14,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+
+def class_folders(root: Path) -> list[str]:
+    """Sorted names of the class folders; hidden ones, such as .ipynb_checkpoints, are none."""
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a name has an image's extension; hidden files, such as ._image.jpg of macOS, are no images."""
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
 
 
 class Folder(Dataset):
@@ -26,7 +39,7 @@ class Folder(Dataset):
     def __init__(self, root: Path, num_classes: int) -> None:
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; expected one folder per class in it, as {root}/n01440764/image.JPEG")
-        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        self.classes = class_folders(root)
         if len(self.classes) != num_classes:
             mend = (
                 f"set data.num_classes={len(self.classes)}, or another data.root" if self.classes else "is data.root right?"
@@ -34,7 +47,7 @@ class Folder(Dataset):
             raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}: {mend}")
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
-            files = sorted(str(f) for f in (root / name).rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+            files = sorted(str(f) for f in (root / name).rglob("*") if is_image_name(f))
             if not files:
                 raise ValueError(f"{root / name}: no image in this class folder (extensions {', '.join(IMG_EXTENSIONS)})")
             self.samples += [(file, label) for file in files]
@@ -60,7 +73,7 @@ def read_rgb(path: str) -> Image.Image:
     """
     try:
         return decode(read_bytes(path))
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError, NotAFile) as error:
         raise UnreadableImage(f"{path}: {error.strerror}") from error
     except DecodeError as error:
         raise UnreadableImage(f"{path}: cannot be read as an image ({error})") from error
@@ -74,14 +87,25 @@ def read_bytes(path: str, attempts: int = 4) -> bytes:
     """
     for attempt in range(attempts):
         try:
-            return Path(path).read_bytes()
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            # A plain open waits for ever for somebody to write into a named pipe.
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(handle, "rb") as file:
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise NotAFile(errno.EINVAL, "it is a pipe or a device, no regular file", path)
+                return file.read()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NotAFile):
             raise
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise NotAFile(errno.EINVAL, "it is a socket, no regular file", path) from None
             if attempt == attempts - 1:
                 raise
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+class NotAFile(OSError):
+    """A path is a named pipe, a socket or a device, which could be waited for without end."""
 
 
 class DecodeError(Exception):

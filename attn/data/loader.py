@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import v2
 
-from attn import rng
+from attn import console, rng
 from attn.config.schema import Data
 from attn.data.datasets import load_dataset
 from attn.data.imagefolder import UnreadableImage
@@ -102,9 +103,18 @@ class TrainData:
 
 def evaluation_batches(dataset: Seeded, batch_size: int, workers: int | None, ranks: Ranks) -> Generator[Batch, None, None]:
     """This rank's share of a data set, each image exactly once over all ranks; it may be empty."""
+    workers = min(worker_count(workers), most_workers())  # a checkpoint may come from a larger machine
     mine = range(ranks.rank, len(dataset), ranks.world)
     keys = ([(0, i) for i in mine[at : at + batch_size]] for at in range(0, len(mine), batch_size))
     return _load(dataset, keys, workers, ranks)
+
+
+PER_CORE = 8
+
+
+def most_workers() -> int:
+    """Loader processes that a rank may have: beyond, they take minutes to start and the memory that the images need."""
+    return PER_CORE * max(os.cpu_count() or 1, 4)
 
 
 def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks: Ranks) -> Generator[Batch, None, None]:
@@ -114,8 +124,12 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
     )
     batches = iter(loader)
     try:
-        for images, labels, indices, replaced in batches:
-            yield Batch(images, labels, indices, replaced)
+        while True:
+            with console.told_if_slow("the next batch: the data is slow"):
+                loaded = next(batches, None)
+            if loaded is None:
+                return
+            yield Batch(*loaded)
     except UserError as error:
         # From a worker the message comes wrapped in that worker's traceback.
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("attn.errors.UserError: ")) from None
@@ -151,7 +165,14 @@ def train_data(data: Data, batch_size: int, accumulate: int, seed: int, ranks: R
             f"schedule.batch_size={batch_size} cannot be shared by {ranks.world} ranks x {accumulate} accumulated parts: "
             f"it must be a multiple of {accumulate * ranks.world}"
         )
-    dataset = load_dataset(data, train=True)
+    most = most_workers()
+    if data.workers is not None and data.workers > most:
+        raise ValueError(
+            f"data.workers={data.workers}: more than {most}, {PER_CORE} for each of the processor cores here, would only wait for "
+            "each other; lower it"
+        )
+    with console.told_if_slow(f"the training images of data={data.name} to be listed"):
+        dataset = load_dataset(data, train=True)
     seeded = Seeded(dataset, train_transform(data), seed, data.on_error == "replace")
     if len(seeded) < batch_size:
         raise ValueError(

@@ -39,5 +39,5 @@ def check_place(data: Data) -> None:
                 raise ValueError(f"{root / split}: no such folder")
     if data.source == "timm" and not data.dataset:
         raise ValueError(
-            "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/flowers102"
+            "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/cifar10"
         )

@@ -36,7 +36,7 @@ def run(request: Request) -> Scores:
     Raises:
         UserError: checkpoint or data are missing or do not fit.
     """
-    path = Path(request.checkpoint)
+    path = Path(request.checkpoint).expanduser()
     content = checkpoint.read(path)
     trained = load.load_config(content, path)
     cfg = _with_data(trained, request.data)
@@ -54,7 +54,9 @@ def run(request: Request) -> Scores:
         if request.inference is not None:  # its softmax is over the batch
             asked |= {"inference": request.inference, "batch_size": size}
         output = (
-            Path(request.output) if request.output else default_output(path, asked, what(trained.data, path, used), usual)
+            Path(request.output).expanduser()
+            if request.output
+            else default_output(path, asked, what(trained.data, path, used), usual)
         )
         expect_free(output, asked)
         with as_user_errors():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import timm
@@ -16,8 +20,9 @@ from attn.attention import Attention, StageAttention
 from attn.backbones import families, family_of
 from attn.backbones.family import Family, Place, Slot, adopt
 from attn.config import groups
+from attn.errors import reason
 from attn.models import spec
-from attn.models.options import check_options
+from attn.models.options import check_options, options_of
 
 
 def create_model(
@@ -38,7 +43,8 @@ def create_model(
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps.
         out_indices: which maps `features_only` gives; all by default.
-        timm_kwargs: passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
+        timm_kwargs: an option of a named attention by its plain name, as in `create_model("resnet18", "se", reduction=8)`; the
+            others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
             are loaded before the attentions are put in.
 
     Returns:
@@ -49,9 +55,12 @@ def create_model(
     """
     if not isinstance(backbone, str):
         raise ValueError(f"backbone={backbone!r} must be a name, such as resnet50")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-        raise ValueError(f"num_classes={num_classes!r} must be a whole number, 0 or more")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 0:
+        raise ValueError(f"num_classes={num_classes!r} must be an integer, 0 or more")
+    num_classes = int(num_classes)
     wanted = spec.resolve_attention(attention)
+    if isinstance(attention, str):
+        wanted, timm_kwargs = _take_options(attention, wanted, timm_kwargs)
     label = f"backbone={backbone}" + (f" attention={attention}" if isinstance(attention, str) else "")
     try:
         model: Any = _timm_model(backbone, num_classes, timm_kwargs)
@@ -64,6 +73,11 @@ def create_model(
             raise ValueError(f"its network class {type(model).__name__} has no slots; supported are {known}")
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
+    except (AttributeError, IndexError) as error:  # fewer stages than the family has, say
+        given = ", ".join(f"{key}={value!r}" for key, value in timm_kwargs.items() if key != "pretrained")
+        if not given:
+            raise
+        raise ValueError(f"{label}: the options ({given}) make another kind of network: {reason(error)}") from error
     if features_only:
         maps = len(model.feature_info)
         chosen = tuple(range(maps)) if out_indices is None else out_indices
@@ -71,6 +85,54 @@ def create_model(
             raise ValueError(f"{label}: out_indices={out_indices!r} must be some of 0 to {maps - 1}, as in (1, 2)")
         return FeatureGetterNet(model, out_indices=chosen)
     return model
+
+
+def _take_options(
+    attention: str, wanted: spec.AttentionSpec, kwargs: dict[str, Any]
+) -> tuple[spec.AttentionSpec, dict[str, Any]]:
+    """Gives the options that the attention has to it; returns it, and the other options.
+
+    Raises:
+        ValueError: several parts of the attention have the option.
+    """
+    rest: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        owners = [
+            (slot, path, part)
+            for slot, filled in wanted.filled.items()
+            for path, part in _parts(filled, slot)
+            if key in options_of(part.func)  # type: ignore[arg-type]
+        ]
+        if len(owners) > 1:
+            places = " and ".join(path for _, path, _ in owners)
+            raise ValueError(
+                f"attention={attention}: {key}={value!r} is an option of {places}: give a mapping of slots instead of the name, "
+                f"as in configs/attention/{attention}.yaml"
+            )
+        if not owners:
+            rest[key] = value
+            continue
+        slot, _, part = owners[0]
+        wanted = replace(wanted, **{slot: _with_option(wanted.filled[slot], part, key, value)})
+    return wanted, rest
+
+
+def _parts(part: partial[Any], path: str) -> Iterator[tuple[str, partial[Any]]]:
+    """An attention and those that it is made of."""
+    yield path, part
+    for key, value in part.keywords.items():
+        for i, child in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            if isinstance(child, partial):
+                yield from _parts(child, f"{path}.{key}" + (f".{i}" if isinstance(value, (list, tuple)) else ""))
+
+
+def _with_option(node: Any, target: partial[Any], key: str, value: Any) -> Any:
+    if isinstance(node, (list, tuple)):
+        return [_with_option(child, target, key, value) for child in node]
+    if not isinstance(node, partial):
+        return node
+    options = {name: _with_option(child, target, key, value) for name, child in node.keywords.items()}
+    return partial(node.func, **(options | {key: value} if node is target else options))
 
 
 def check_input(model: nn.Module, image_size: int, training: bool = False) -> None:
@@ -91,9 +153,11 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
         with torch.no_grad():
             shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
             functional_call(model.train(training), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the network's own code raises at such a size
         if "meta" not in str(error).lower():  # else it is this device that an attention cannot take
-            raise ValueError(f"cannot take images of {image_size} pixels: {error}") from error
+            if isinstance(error, (AttributeError, TypeError, KeyError)):  # no matter of the image's size
+                raise ValueError(f"cannot run with these options: {reason(error)}") from error
+            raise ValueError(f"cannot take images of {image_size} pixels: {reason(error)}") from error
     finally:
         model.train(before)
 
@@ -101,21 +165,23 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
 def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
     families()  # registers the networks that timm lacks
     for key, value in kwargs.items():
-        if key == "in_chans" and not (isinstance(value, int) and value > 0):
-            raise ValueError(f"in_chans={value!r} must be a whole number greater than 0")
-        if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, (int, float)) and 0 <= value < 1):
+        if key == "in_chans" and not (isinstance(value, Integral) and int(value) > 0):
+            raise ValueError(f"in_chans={value!r} must be an integer greater than 0")
+        if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, Real) and 0 <= float(value) < 1):
             raise ValueError(f"{key}={value!r} must be a number, 0 or more and below 1")
     if not timm.is_model(name):
         raise ValueError(groups.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")
     given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
     try:
-        return timm.create_model(name, num_classes=num_classes, **kwargs)
-    except (TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"timm refuses an option ({given}): {error or type(error).__name__}") from None
-    except (RuntimeError, OSError) as error:
-        if kwargs.get("pretrained"):
-            raise ValueError(f"pretrained=True: timm cannot get the weights: {error}") from None
-        raise ValueError(f"timm refuses it ({given}): {error or type(error).__name__}") from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is refused afterwards
+            return timm.create_model(name, num_classes=num_classes, **kwargs)
+    except MemoryError:
+        raise ValueError(f"the network does not fit into memory ({given})") from None
+    except Exception as error:  # timm checks few options: a wrong one fails wherever it is used first
+        if kwargs.get("pretrained") and isinstance(error, (RuntimeError, OSError)):
+            raise ValueError(f"pretrained=True: timm cannot get the weights: {reason(error)}") from None
+        raise ValueError(f"timm refuses an option ({given}): {reason(error)}") from None
 
 
 def attach(model: nn.Module, family: Family, wanted: spec.AttentionSpec) -> None:
@@ -178,14 +244,17 @@ def _fill(places: list[Place], network: str, slot: Slot, attention: partial[Atte
                 setattr(place.owner, name, nn.Identity())
 
 
-def list_attentions() -> list[str]:
-    """Names of the attentions: `configs/attention/*.yaml`."""
-    return groups.names("attention")
+def list_attentions(pattern: str = "*") -> list[str]:
+    """Names of the attentions, `configs/attention/*.yaml`, that fit a pattern such as `dca_*`."""
+    return [name for name in groups.names("attention") if fnmatchcase(name, pattern)]
 
 
-def list_backbones() -> list[str]:
-    """Names of the backbones with a config; any other timm name of a supported family works too."""
-    return groups.names("backbone")
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names of the backbones with a config that fit a pattern such as `resnet*`.
+
+    Any other timm name of a supported family works too.
+    """
+    return [name for name in groups.names("backbone") if fnmatchcase(name, pattern)]
 
 
 def set_last_norm(model: nn.Module, zero: bool) -> None:

@@ -22,9 +22,7 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
         ValueError: there is no such option, or its value has another type; names both and what there is.
     """
     constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
-    taken = _parameters(constructor)
-    for placing in ("place", "build"):
-        taken |= _parameters(getattr(cls, placing, None))
+    taken = options_of(cls)
     signature = inspect.signature(constructor).parameters.values()
     for parameter in signature:
         if parameter.name in taken and parameter.default is parameter.empty and parameter.name not in options:
@@ -41,15 +39,10 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{cls.__name__}: {name}={value!r}{expected}")
 
 
-def options_of(cls: type) -> list[str]:
-    """Names of the options that a constructor takes."""
-    return list(_parameters(getattr(cls, "__init__")))  # noqa: B009 (for mypy, which takes the plain form for an instance's)
-
-
 def defaults_of(cls: type) -> dict[str, Any]:
     """The defaults of the options of `place` and the constructor, those of base classes included that they are passed on to."""
     found: dict[str, Any] = {}
-    for method in ("place", "__init__"):
+    for method in ("place", "build", "__init__"):
         for function in (vars(base)[method] for base in cls.__mro__ if method in vars(base)):
             parameters = inspect.signature(getattr(function, "__func__", function)).parameters.values()
             for p in parameters:
@@ -58,6 +51,15 @@ def defaults_of(cls: type) -> dict[str, Any]:
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break
     return found
+
+
+def options_of(cls: type) -> dict[str, Any]:
+    """Names of the options of an attention, with their types."""
+    constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
+    taken = _parameters(constructor)
+    for placing in ("place", "build"):
+        taken |= _parameters(getattr(cls, placing, None))
+    return taken
 
 
 def _parameters(function: Any) -> dict[str, Any]:

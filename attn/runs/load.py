@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attn.config import parse
 from attn.config.schema import Config
-from attn.errors import UserError
+from attn.errors import UserError, reason
 from attn.models import spec
 from attn.models.create import check_input, create_model
 from attn.runs.checkpoint import BadCheckpoint, non_finite, read
@@ -119,7 +119,12 @@ def load(
 
     Raises:
         BadCheckpoint: the file is damaged, not one of `train.py`, or names a module that is neither of this package nor trusted.
+        ValueError: there is no such device here.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
     content = read(path, device)
     model = build(trusted(load_config(content, path), trust, f"checkpoint {path}"))
     load_weights(model, pick_weights(content, ema, path), path)
@@ -138,7 +143,7 @@ def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path)
     return averaged if averaged is not None and ema is not False else content["model"]
 
 
-RESERVED = {"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans"}
+RESERVED = {"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans", "checkpoint_path"}
 
 
 def build(cfg: Config, pretrained: bool = False) -> nn.Module:

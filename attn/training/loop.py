@@ -53,6 +53,7 @@ def train(cfg: Config) -> None:
             job = prepare(cfg, run_dir, ranks, path)
         if job is None:
             return
+        request.hold_interrupt()
         mirror = Wandb(cfg, run_dir) if cfg.logger.wandb and ranks.first else None
         try:
             fit(cfg, run_dir, ranks, job, mirror, request)

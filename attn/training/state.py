@@ -133,6 +133,7 @@ class State:
         load.load_weights(self.model, content["model"], path)
         if self.ema is not None:
             load.load_weights(self.ema.module, load.pick_weights(content, None, path), path)
+        _expect_same_optimizer(self.optimizer, content["optimizer"], path)
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
@@ -169,3 +170,23 @@ class State:
             for kept, buffer in zip(self._buffers, self.model.buffers(), strict=True):
                 buffer.copy_(kept)
         self.phase = "between"
+
+
+def _expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], path: str) -> None:
+    """Refuses the state of another optimizer, which torch would take and fail with at the first step.
+
+    Raises:
+        BadCheckpoint: another optimizer, or other groups of parameters.
+    """
+    groups = saved.get("param_groups")
+    if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
+        raise checkpoint.BadCheckpoint(f"checkpoint {path}: its optimizer has no param_groups")
+    shapes = [[len(group["params"]) for group in own.param_groups], [len(group.get("params", ())) for group in groups]]
+    fits = shapes[0] == shapes[1] and all(
+        set(group) == set(old) for group, old in zip(own.param_groups, groups, strict=True)
+    )
+    if not fits:
+        raise checkpoint.BadCheckpoint(
+            f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
+            "continued, with force=true neither: use the old values, or another run_dir="
+        )

@@ -1,9 +1,10 @@
-"""How a run keeps what it has, and how it ends: well, asked to (SIGTERM, SIGUSR1), or because something failed."""
+"""How a run keeps what it has, and how it ends: well, asked to (SIGTERM, SIGUSR1, Ctrl-C), or because something failed."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import traceback
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 from attn import console
 from attn.config.schema import Config
 from attn.distributed import Ranks
-from attn.errors import Preempted, TrainingStopped, UserError, as_user_errors
+from attn.errors import Interrupted, Preempted, TrainingStopped, UserError, as_user_errors
 from attn.runs import checkpoint, directory, metrics, views
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import STEPS
@@ -89,7 +90,8 @@ def preempt(cfg: Config, run_dir: Path, ranks: Ranks, state: State, request: Sto
     with contextlib.suppress(RuntimeError):
         ranks.barrier()  # torchrun ends the first rank as soon as another one leaves, and that would be before it has saved
     who = request.name or "a signal to another rank"
-    raise Preempted(f"{who}: saved {run_dir / LAST} at step {state.step}; the same command continues")
+    kind = Interrupted if request.name == "SIGINT" else Preempted
+    raise kind(f"{who}: saved {run_dir / LAST} at step {state.step}; the same command continues")
 
 
 def stop_non_finite(
@@ -153,7 +155,7 @@ def is_of_a_collective(error: Exception) -> bool:
 
 
 class StopRequest:
-    """While entered, remembers the first SIGTERM or SIGUSR1 instead of dying by it.
+    """While entered, remembers the first SIGTERM or SIGUSR1 instead of dying by it; SIGINT (Ctrl-C) too after `hold_interrupt`.
 
     `name` is the signal's name, or None as long as there was none. A second signal changes nothing: the checkpoint under way
     is finished.
@@ -173,8 +175,15 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def hold_interrupt(self) -> None:
+        """From here on there is something to save. Where SIGINT is ignored, as by nohup, it stays so."""
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._remember)
+
     def requested(self) -> bool:
         return self.name is not None
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if self.name is None and number == signal.SIGINT:
+            os.write(2, b"\nSIGINT: saving after this step\n")  # print may be what was interrupted
         self.name = self.name or signal.Signals(number).name

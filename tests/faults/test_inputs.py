@@ -1,0 +1,259 @@
+"""What users type, and what their machines and folders hold: each answered by one line that names it, before any work.
+
+To add an input, add a line to the table: environment variables, the command, and what the line must say.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shlex
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, TINY, Command, call
+from fault_harness import TINY as LOOP
+from fault_harness import Run
+from fault_injection import slow_steps
+from PIL import Image
+
+import attn
+from attn.config.command_line import quoted
+from attn.config.parse import parse
+from attn.console import told_if_slow
+from attn.data.imagefolder import Folder, NotAFile, UnreadableImage, read_bytes, read_rgb
+from attn.data.loader import most_workers
+from attn.runs import checkpoint, directory
+
+# Options of train.py: what the one line must contain. {tmp} is a fresh folder. The exit code is 2.
+TRAIN: dict[str, list[str]] = {
+    # timm takes these apart late, each in another way
+    "+backbone.act_layer=silly": ["act_layer='silly'", "KeyError"],
+    "+backbone.norm_layer=silly": ["norm_layer='silly'"],
+    "+backbone.layers=[1,1,1]": ["resnet10t", "layer4"],
+    "+backbone.layers=3": ["layers=3", "not iterable"],
+    "+backbone.output_stride=7": ["output_stride=7", "it expects output_stride in (8, 16, 32)"],
+    "+backbone.block=foo": ["block='foo'"],
+    "+backbone.stem_width=0": ["resnet10t"],
+    "+backbone.stem_width=-1": ["stem_width=-1", "negative dimension"],
+    "+backbone.channels=abc": ["channels='abc'"],
+    "+backbone.checkpoint_path=/nope": ["backbone.checkpoint_path", "cannot be set"],
+    "+backbone.global_pool=silly": ["global_pool='silly'"],
+    "+backbone.block_args=3": ["block_args=3"],
+    "backbone.name=convnext_atto +backbone.depths=[1,1]": ["depths=[1, 1]", "IndexError"],
+    "backbone.name=efficientnet_b0 +backbone.act_layer=silly": ["act_layer='silly'"],
+    "backbone.name=regnety_002 +backbone.output_stride=7": ["output_stride=7", "it expects"],
+    "backbone.name=swin_tiny_patch4_window7_224 +backbone.depths=3": ["depths=3"],
+    "+backbone.channels=[100000,100000,100000,100000]": ["channels=[100000", "memory"],
+    # the launcher's environment
+    "RANK=abc": ["RANK=abc", "an integer"],
+    "RANK=3": ["RANK=3", "between 0 and 0"],
+    "RANK=-1": ["RANK=-1"],
+    "WORLD_SIZE=two": ["WORLD_SIZE=two", "1 or more"],
+    "WORLD_SIZE=0": ["WORLD_SIZE=0", "1 or more"],
+    "LOCAL_RANK=x": ["LOCAL_RANK=x", "0 or more"],
+    "WORLD_SIZE=2": ["WORLD_SIZE=2", "MASTER_ADDR is not set", "torchrun"],
+    "WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=abc": ["MASTER_PORT=abc", "65535"],
+    "WORLD_SIZE=2 RANK=5 MASTER_ADDR=localhost MASTER_PORT=29999": ["RANK=5", "between 0 and 1"],
+    "WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29987 dist_timeout=1": ["rank 0 of 2", "localhost:29987", "1/2"],
+    # the command line itself
+    "HYDRA_FULL_ERROR=0 foo=3": ["unknown key 'foo'"],
+    "HYDRA_FULL_ERROR=false foo=3": ["unknown key 'foo'"],
+    "-m --cfg job": ["-m", "--cfg"],
+    "--cfg silly": ["--cfg", "'silly'", "job"],
+    "--cfg": ["--cfg", "expected one argument"],
+    "--resolve": ["--resolve", "--cfg job"],
+    "--config-name nope": ["--config-name", "not supported"],
+    "--config-dir /nope": ["--config-dir", "not supported"],
+    "--shell-completion": ["--shell-completion", "install=SHELL"],
+    "hydra.run.dir=/proc/x": ["/proc/x"],
+    "hydra/launcher=foo": ["hydra/launcher", "foo"],
+    # numbers that are none
+    "data.mean=[nan,0,0]": ["data.mean=[nan, 0.0, 0.0]", "finite"],
+    "data.std=[inf,1,1]": ["data.std=[inf, 1.0, 1.0]", "finite"],
+    "data.crop_scale=[nan,1]": ["data.crop_scale", "finite"],
+    "schedule.betas=[nan,0.9]": ["schedule.betas", "finite"],
+    "data.workers=500": ["data.workers=500", "cores"],
+    # paths
+    "data=imagenet data.root=~/no/such": ["data.root=~/no/such", "no such folder"],
+    "data=imagenet data.root=/tmp/a=b": ["data.root=/tmp/a=b", "no such folder"],
+    "data=imagenet 'data.root=/tmp/(a b)'": ["data.root=/tmp/(a b)", "no such folder"],
+    "data=imagenet 'data.root=/tmp/a:{b}'": ["data.root=/tmp/a:{b}", "no such folder"],
+    "data=cifar100 data.root={tmp}/cifar": ["{tmp}/cifar", "cannot be read", "unpack"],
+    "data=timm data.dataset=torch/flowers102 data.root={tmp}": ["torch/flowers102", "Unknown torchvision dataset"],
+    "data=timm data.dataset=torch/ data.root={tmp}": ["data.dataset=torch/", "timm cannot open"],
+}
+
+# Options of scripts/check_data.py.
+CHECK_DATA: dict[str, list[str]] = {
+    "{tmp}/none": ["{tmp}/none", "no such folder"],
+    "{tmp} --workers -1": ["--workers", "-1"],
+    "{tmp} --workers 500": ["--workers 500"],
+    "{tmp} --limit x": ["--limit", "'x'"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With a damaged CIFAR-100 in it."""
+    cifar = tmp_path / "cifar/cifar-100-python"
+    cifar.mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (cifar / name).write_bytes(pickle.dumps({b"data": None})[:9])
+    return tmp_path
+
+
+def environment_and_arguments(line: str, tmp: Path) -> tuple[dict[str, str], list[str]]:
+    words = shlex.split(line.replace("{tmp}", str(tmp)))
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.partition("=")[0].isupper()}
+    return given, [word for word in words if word.partition("=")[0] not in given]
+
+
+@pytest.mark.parametrize("line", TRAIN)
+def test_training(line: str, folder: Path, in_process: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, arguments = environment_and_arguments(line, folder)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    result = in_process(["train.py", *TINY, f"run_dir={folder / 'run'}", *arguments])
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in TRAIN[line]:
+        assert part.replace("{tmp}", str(folder)) in result.stderr
+    assert not list(folder.glob("run/*.pt"))
+
+
+@pytest.mark.parametrize("line", CHECK_DATA)
+def test_checking_data(line: str, folder: Path, in_process: Command) -> None:
+    _, arguments = environment_and_arguments(line, folder)
+    result = in_process(["scripts/check_data.py", *arguments])
+    assert result.returncode == 2
+    for part in CHECK_DATA[line]:
+        assert part.replace("{tmp}", str(folder)) in result.stderr.splitlines()[-1]
+
+
+def test_a_pipe_or_a_socket_among_the_images_is_named(tmp_path: Path, in_process: Command) -> None:
+    """A plain open of the one would wait for ever."""
+    (tmp_path / "class").mkdir()
+    os.mkfifo(tmp_path / "class/pipe.png")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(tmp_path / "class/socket.png"))
+        for name, what in (("pipe", "a pipe"), ("socket", "a socket")):
+            with pytest.raises(NotAFile, match=what):
+                read_bytes(str(tmp_path / f"class/{name}.png"))
+            with pytest.raises(UnreadableImage, match=f"{name}.png: it is {what}"):
+                read_rgb(str(tmp_path / f"class/{name}.png"))
+    result = in_process(["scripts/check_data.py", str(tmp_path), "--workers", "0"])
+    assert result.returncode == 1
+    assert "pipe.png: it is a pipe" in result.stdout
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -> None:
+    for name in (".ipynb_checkpoints", "cat"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    (tmp_path / "cat/._a.png").write_bytes(b"macOS")
+    folder = Folder(tmp_path, num_classes=1)
+    assert folder.classes == ["cat"]
+    assert folder.samples == [(str(tmp_path / "cat/a.png"), 0)]
+
+
+def test_ctrl_c_saves_once_and_says_so(tmp_path: Path) -> None:
+    stopped = Run(tmp_path / "run", faults=[slow_steps(0.3)])
+    stopped.wait_for("step 2/6")
+    for _ in range(3):
+        stopped.signal(signal.SIGINT)
+    assert stopped.wait() == [130], stopped.text
+    step = checkpoint.read(tmp_path / "run/last.pt")["step"]
+    assert f"error: SIGINT: saved {tmp_path / 'run/last.pt'} at step {step}; the same command continues" in stopped.text
+    assert stopped.text.count("SIGINT: saving after this step") == 1
+    assert "Traceback" not in stopped.text
+    assert not (tmp_path / "run" / directory.DONE).exists()
+
+
+def test_force_cannot_continue_another_optimizer(tmp_path: Path) -> None:
+    first = Run(tmp_path / "run")
+    assert first.wait() == [0]
+    for change in ("schedule.optimizer=adamw", "schedule.no_decay=[bias]"):
+        forced = Run(tmp_path / "run", change, "force=true", "schedule.epochs=3")
+        assert forced.wait() == [2], forced.text
+        assert "holds the state of another optimizer" in forced.text
+        assert "Traceback" not in forced.text
+
+
+def test_torchrun_ends_with_the_error(tmp_path: Path) -> None:
+    result = call(["train.py", *LOOP, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/no/such"], ranks=2)
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.strip(" =")]
+    assert "error: data.root=/no/such: no such folder" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "passed"),
+    [
+        ("data.root=/a=b", 'data.root="/a=b"'),
+        ("run_dir=~/x", 'run_dir="~/x"'),
+        ("run_dir=/a b", 'run_dir="/a b"'),
+        ("run_dir='/a b'", "run_dir='/a b'"),
+        ("run_dir=runs/${seed}", "run_dir=runs/${seed}"),
+        ("data.root=/a,/b", "data.root=/a,/b"),
+        ("schedule.betas=[0.9,0.99]", "schedule.betas=[0.9,0.99]"),
+        ("data.root=/plain", "data.root=/plain"),
+    ],
+)
+def test_paths_need_no_quotes(argument: str, passed: str) -> None:
+    assert quoted(argument) == passed
+
+
+def test_a_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra import compose, initialize_config_dir
+
+    monkeypatch.setenv("HOME", "/somebody")
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        composed = compose("train", [*TINY, 'run_dir="~/run"', "attention_name=none"])
+    assert parse(composed).run_dir == "/somebody/run"
+
+
+def test_waiting_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    import time
+
+    with told_if_slow("a friend", seconds=0.05):
+        time.sleep(0.3)
+    with told_if_slow("nobody", seconds=5):
+        pass
+    assert capsys.readouterr().out == "still waiting for a friend\n"
+
+
+def test_a_machine_may_always_have_some_workers() -> None:
+    assert 8 <= most_workers() < 500 or (os.cpu_count() or 1) > 32
+
+
+def test_options_of_an_attention_by_name() -> None:
+    short = attn.create_model("resnet18", "se", np.int64(10), reduction=np.int64(8))
+    whole = attn.create_model("resnet18", {"block": {"_target_": "attn.modules.se.SE", "reduction": 8}}, 10)
+    other = attn.create_model("resnet18", "se", 10)
+    count = [sum(p.numel() for p in model.parameters()) for model in (short, whole, other)]
+    assert count[0] == count[1] != count[2]
+    with pytest.raises(ValueError, match=r"reduction=8 is an option of block and block\.base: give a mapping"):
+        attn.create_model("resnet18", "dca_se", reduction=8)
+    with pytest.raises(ValueError, match="reductoin"):
+        attn.create_model("resnet18", "se", reductoin=8)
+
+
+def test_names_by_pattern() -> None:
+    assert attn.list_attentions("dca_*") == [name for name in attn.list_attentions() if name.startswith("dca_")] != []
+    assert "resnet50" in attn.list_backbones("resnet*")
+    assert "densenet121" not in attn.list_backbones("resnet*")
+    assert attn.list_backbones("none*") == []
+
+
+def test_a_device_that_is_absent_is_not_blamed_on_the_file() -> None:
+    for device in ("silly", "cpu:x", 3.5):
+        with pytest.raises(ValueError, match="device="):
+            attn.load("absent.pt", device=device)  # type: ignore[arg-type]
+    with pytest.raises(checkpoint.BadCheckpoint, match="no such file"):
+        attn.load("absent.pt", device=torch.device("cpu"))
