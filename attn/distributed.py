@@ -61,7 +61,7 @@ class Ranks:
             with contextlib.suppress(RuntimeError):  # the process that holds the store may be gone
                 self.store.set(f"failure/{self.rank}", failure)
 
-    def roll_call(self, patience: float = 5.0) -> str:
+    def collect_failures(self, patience: float = 5.0) -> str:
         """Which ranks failed, and how; for a rank that finds by a failed collective that another one is gone.
 
         Args:
@@ -89,7 +89,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def agreed(ranks: Ranks) -> Iterator[None]:
+def fail_together(ranks: Ranks) -> Iterator[None]:
     """Lets all ranks fail together if one does, with that rank's message."""
     failure: UserError | None = None
     try:

@@ -34,7 +34,7 @@ def count(
     size: Sequence[int] | None = None,
     wrappers: bool = True,
 ) -> Count:
-    """Counts the detector of a config; `papers` is what the papers print as FLOPs.
+    """Counts the detector of a config; `ptflops` is what the papers print as FLOPs.
 
     Args:
         config: path of a config, its name in detection/configs, or the config.
@@ -61,7 +61,7 @@ def count(
             maps = model.backbone(image)
         with ModuleCounter(model, wrappers) as rest, OperatorCounter(model) as operators:
             _neck_and_heads(model, maps, cfg.model)
-    return Count(parameters(model), backbone.papers + rest.total, backbone.macs + operators.macs)
+    return Count(parameters(model), backbone.ptflops + rest.total, backbone.macs + operators.macs)
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("configs", nargs="+", help="configs of detectors")
     for path in parser.parse_args().configs:
         found = count(path)
-        print(f"{path}: {found.params / 1e6:.2f} M trainable ({found.params}), {found.papers / 1e9:.2f} GFLOPs")
+        print(f"{path}: {found.params / 1e6:.2f} M trainable ({found.params}), {found.ptflops / 1e9:.2f} GFLOPs")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ MASKS = {name: f"coco/segm_{key}" for name, key in SIZES.items()}
 
 # What says where a run found and left its files, and how fast it was. The number of GPUs is in no config, so the images per
 # GPU say nothing about the batch either.
-FREE = (
+MAY_DIFFER = (
     *("work_dir", "launcher", "load_from", "resume", "log_level", "visualizer", "vis_backends", "default_hooks", "env_cfg"),
     *("randomness", "custom_imports", "experiment_name", "data_root", "backend_args", "log_processor", "dataset_type"),
     *(
@@ -38,7 +38,15 @@ FREE = (
         "auto_scale_lr",
     ),
 )
-FREE_KEYS = {"batch_size", "num_workers", "persistent_workers", "data_root", "ann_file", "data_prefix", "backend_args"}
+KEYS_THAT_MAY_DIFFER = {
+    "batch_size",
+    "num_workers",
+    "persistent_workers",
+    "data_root",
+    "ann_file",
+    "data_prefix",
+    "backend_args",
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted keys and values of what is compared."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if key not in FREE_KEYS and (path or key not in FREE):
+            if key not in KEYS_THAT_MAY_DIFFER and (path or key not in MAY_DIFFER):
                 yield from _leaves(value, f"{path}.{key}".lstrip("."))
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):

@@ -30,7 +30,7 @@ from attn.training.optim import total_epochs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IGNORED = directory.FREE | {"seed"}
+IGNORED = directory.MAY_DIFFER_ON_RESUME | {"seed"}
 
 
 @dataclass(frozen=True)

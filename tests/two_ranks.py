@@ -15,7 +15,7 @@ from commands import composed
 
 from attn import tables
 from attn.config.schema import Config
-from attn.distributed import agreed, launch
+from attn.distributed import fail_together, launch
 from attn.models.spec import resolve_attention
 from attn.tables.build import Build
 from attn.training.loop import train_step
@@ -61,7 +61,7 @@ def main() -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         cfg = config(build, run_dir)
         with launch(cfg.device, cfg.dist_timeout) as ranks, StopRequest() as request:
-            with agreed(ranks):
+            with fail_together(ranks):
                 job = prepare(cfg, run_dir, ranks, None)
             assert job is not None
             with contextlib.closing(job.data.batches(0, STEPS, ranks)) as batches:

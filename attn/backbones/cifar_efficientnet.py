@@ -15,7 +15,7 @@ from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.staged import Staged
 
 
@@ -98,20 +98,20 @@ class CifarEfficientNet(Staged):
         return list(self.blocks)
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages, infos = model.stages(), model.feature_info[1:]
     if slot == "stage":
-        yield from stage_places(stages, stages, infos)
+        yield from stage_sockets(stages, stages, infos)
         return
     for block, position in blocks_of(stages, infos):
         convs = (block.conv_pw, block.conv_dw, block.conv_pwl)
         if slot == "block":
             widths = (convs[0].in_channels, *(conv.out_channels for conv in convs))
-            yield Place(Site(widths=widths, native=True, **position), block, "se")
+            yield Socket(Site(widths=widths, native=True, **position), block, "se")
         else:
             conv = block.conv_dw
             site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-            yield Place(site, block, "conv_dw", ("bn2",))
+            yield Socket(site, block, "conv_dw", ("bn2",))
 
 
-FAMILY = Family(network=CifarEfficientNet, classes={}, places=places)
+FAMILY = Family(network=CifarEfficientNet, classes={}, sockets=sockets)

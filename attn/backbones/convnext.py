@@ -9,7 +9,7 @@ from timm.models import convnext as timm_convnext
 from torch import Tensor
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, run_stage, stateless
 
 
@@ -51,18 +51,18 @@ class ConvNeXt(Network, timm_convnext.ConvNeXt):
         return list(range(1, len(self.stages) + 1))
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages = [stage.blocks for stage in model.stages]
     if slot == "stage":
-        yield from stage_places(stages, stages, model.feature_info)
+        yield from stage_sockets(stages, stages, model.feature_info)
         return
     for block, position in blocks_of(stages, model.feature_info):
         conv = block.conv_dw
         if slot == "block":
-            yield Place(Site(widths=(conv.in_channels, conv.out_channels, conv.out_channels), **position), block, "attn")
+            yield Socket(Site(widths=(conv.in_channels, conv.out_channels, conv.out_channels), **position), block, "attn")
         else:
             site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-            yield Place(site, block, "conv_dw")
+            yield Socket(site, block, "conv_dw")
 
 
 FAMILY = Family(
@@ -72,5 +72,5 @@ FAMILY = Family(
         timm_convnext.ConvNeXtStage: ConvNeXtStage,
         timm_convnext.ConvNeXt: ConvNeXt,
     },
-    places=places,
+    sockets=sockets,
 )

@@ -11,7 +11,7 @@ from timm.models import densenet as timm_densenet
 from torch import Tensor, nn
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, stateless
 from attn.backbones.recompute import checkpointed
 
@@ -84,7 +84,7 @@ def layers(block: Any) -> list[Any]:
     return [layer for name, layer in block.items() if name != "attn"]
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     modules, infos = list(model.features), model.feature_info[1:]
     blocks = [module for module in modules if isinstance(module, DenseBlock)]
     if slot == "stage":
@@ -94,14 +94,14 @@ def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
             {"num_chs": transition.conv.out_channels, "reduction": following["reduction"]}
             for transition, following in zip(transitions, infos[1:], strict=True)
         ]
-        yield from stage_places([*transitions, blocks[-1]], [*map(layers, blocks)], [*ends, infos[-1]])
+        yield from stage_sockets([*transitions, blocks[-1]], [*map(layers, blocks)], [*ends, infos[-1]])
         return
     for layer, position in blocks_of(map(layers, blocks), infos):
         middle, new = layer.conv2.in_channels, layer.conv2.out_channels
         if slot == "block":
-            yield Place(Site(widths=(layer.conv1.in_channels, middle, new), **position), layer, "se")
+            yield Socket(Site(widths=(layer.conv1.in_channels, middle, new), **position), layer, "se")
         else:
-            yield Place(Site(widths=(middle, new), conv=layer.conv2, **position), layer, "conv2")
+            yield Socket(Site(widths=(middle, new), conv=layer.conv2, **position), layer, "conv2")
 
 
 FAMILY = Family(
@@ -112,5 +112,5 @@ FAMILY = Family(
         timm_densenet.DenseTransition: DenseTransition,
         timm_densenet.DenseNet: DenseNet,
     },
-    places=places,
+    sockets=sockets,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from timm.models import efficientnet as timm_efficientnet
 
-from attn.backbones import mobile_blocks, mobile_places
+from attn.backbones import mobile_blocks, mobile_sockets
 from attn.backbones.family import Family
 from attn.backbones.mobile import MobileNetwork
 from attn.backbones.network import Step, stateless
@@ -20,7 +20,7 @@ class EfficientNet(MobileNetwork, timm_efficientnet.EfficientNet):
 FAMILY = Family(
     network=timm_efficientnet.EfficientNet,
     classes={**mobile_blocks.BLOCKS, timm_efficientnet.EfficientNet: EfficientNet},
-    places=mobile_places.places,
-    block_positions=mobile_places.POSITIONS,
-    conv_kinds=mobile_places.CONVS,
+    sockets=mobile_sockets.sockets,
+    block_positions=mobile_sockets.POSITIONS,
+    conv_kinds=mobile_sockets.CONVS,
 )

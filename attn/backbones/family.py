@@ -1,4 +1,4 @@
-"""What a backbone family provides: its classes, and the places where attentions may go."""
+"""What a backbone family provides: its classes, and the sockets where attentions may go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Slot = Literal["block", "conv", "stage"]
 
 
 @dataclass(frozen=True)
-class Place:
+class Socket:
     """A site, and the attribute that holds what stands there.
 
     Attributes:
@@ -22,8 +22,8 @@ class Place:
         owner: the module that calls it.
         name: the attribute (or, in a stage's `Sequential`, the child) to set.
         norm_act: attributes of `owner` with the norm and activation behind a convolution, for attentions that bring their own.
-        make_room: changes in `owner` once the place is to be filled (its own attention elsewhere in the block goes).
-        leave: changes in `owner` if the attention leaves the place (its own attention moves there).
+        make_room: changes in `owner` once the socket is to be filled (its own attention elsewhere in the block goes).
+        leave: changes in `owner` if the attention leaves the socket empty (its own attention moves there).
     """
 
     site: Site
@@ -41,7 +41,7 @@ class Family:
     Attributes:
         network: timm's class of the whole network.
         classes: each of timm's classes (blocks, and the network itself) with our subclass, which overrides only forwards.
-        places: `places(model, slot, where)` yields the places of a slot in the order of the forward pass. `where` picks one
+        sockets: `sockets(model, slot, where)` yields the sockets of a slot in the order of the forward pass. `where` picks one
             of `block_positions` or `conv_kinds`; it is "" in the stage slot.
         block_positions: what `position` may be in the block slot; the first is the default.
         conv_kinds: what `convs` may be in the conv slot; the first is the default. Empty: the slot does not exist.
@@ -49,7 +49,7 @@ class Family:
 
     network: type[nn.Module]
     classes: dict[type[nn.Module], type[nn.Module]]
-    places: Callable[[nn.Module, Slot, str], Iterable[Place]]
+    sockets: Callable[[nn.Module, Slot, str], Iterable[Socket]]
     block_positions: tuple[str, ...] = ("native",)
     conv_kinds: tuple[str, ...] = ("spatial",)
 
@@ -77,10 +77,10 @@ def blocks_of(
             depth += 1
 
 
-def stage_places(
+def stage_sockets(
     owners: Iterable[nn.Module], stages: Iterable[Iterable[nn.Module]], infos: Sequence[dict[str, Any]]
-) -> Iterator[Place]:
-    """The places of the stage slot: `attn` at the end of each stage. `owners` are the modules that end with it."""
+) -> Iterator[Socket]:
+    """The sockets of the stage slot: `attn` at the end of each stage. `owners` are the modules that end with it."""
     ends = {position["stage"]: position for _, position in blocks_of(stages, infos)}
     for owner, info, position in zip(owners, infos, ends.values(), strict=True):
-        yield Place(Site(widths=(info["num_chs"],), **position), owner, "attn")
+        yield Socket(Site(widths=(info["num_chs"],), **position), owner, "attn")

@@ -1,4 +1,4 @@
-"""The pass that timm's EfficientNet and MobileNetV3 classes share; blocks and places are in files of their own."""
+"""The pass that timm's EfficientNet and MobileNetV3 classes share; blocks and sockets are in files of their own."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A forward maps ([N, C, H, W], state) to the same of the block's output: [N, C', H / stride, W / stride] and the state for the next
 block. Before it hands a map to an attention, it collects the outputs of its convolutions in `feats`, the block's input first.
-Where an attention may stand in a block is in `mobile_places`.
+Where an attention may stand in a block is in `mobile_sockets`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from timm.models import mobilenetv3 as timm_mobilenetv3
 
-from attn.backbones import mobile_blocks, mobile_places
+from attn.backbones import mobile_blocks, mobile_sockets
 from attn.backbones.family import Family
 from attn.backbones.mobile import MobileNetwork
 
@@ -16,7 +16,7 @@ class MobileNetV3(MobileNetwork, timm_mobilenetv3.MobileNetV3):
 FAMILY = Family(
     network=timm_mobilenetv3.MobileNetV3,
     classes={**mobile_blocks.BLOCKS, timm_mobilenetv3.MobileNetV3: MobileNetV3},
-    places=mobile_places.places,
-    block_positions=mobile_places.POSITIONS,
-    conv_kinds=mobile_places.CONVS,
+    sockets=mobile_sockets.sockets,
+    block_positions=mobile_sockets.POSITIONS,
+    conv_kinds=mobile_sockets.CONVS,
 )

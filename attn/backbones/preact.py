@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d, DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.staged import Staged
 
 
@@ -156,22 +156,22 @@ class PreActResNet(Staged):
         return self.conv1(x)
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages, infos = model.stages(), model.feature_info[1:]
     if slot == "stage":
-        yield from stage_places(stages, stages, infos)
+        yield from stage_sockets(stages, stages, infos)
         return
     for block, position in blocks_of(stages, infos):
         bottleneck = isinstance(block, PreActBottleneck)
         if slot == "block":
             convs = [block.conv1, block.conv2] + ([block.conv3] if bottleneck else [])
             widths = (block.conv1.in_channels, *(conv.out_channels for conv in convs))
-            yield Place(Site(widths=widths, **position), block, "se")
+            yield Socket(Site(widths=widths, **position), block, "se")
         else:
             name, norm_act = ("conv2", ("bn3", "act3")) if bottleneck else ("conv1", ("bn2", "act2"))
             conv = getattr(block, name)
             site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-            yield Place(site, block, name, norm_act)
+            yield Socket(site, block, name, norm_act)
 
 
-FAMILY = Family(network=PreActResNet, classes={}, places=places)
+FAMILY = Family(network=PreActResNet, classes={}, sockets=sockets)

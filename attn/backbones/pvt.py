@@ -9,7 +9,7 @@ from timm.models import pvt_v2 as timm_pvt
 from torch import Tensor
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, stateless
 from attn.backbones.recompute import checkpointed
 
@@ -64,13 +64,13 @@ class PyramidVisionTransformerV2(Network, timm_pvt.PyramidVisionTransformerV2):
         return list(range(1, len(self.stages) + 1))
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages = [stage.blocks for stage in model.stages]
     if slot == "stage":
-        yield from stage_places(model.stages, stages, model.feature_info)
+        yield from stage_sockets(model.stages, stages, model.feature_info)
     elif slot == "block":
         for block, position in blocks_of(stages, model.feature_info):
-            yield Place(Site(widths=(block.attn.dim,) * 3, **position), block, "gate")
+            yield Socket(Site(widths=(block.attn.dim,) * 3, **position), block, "gate")
 
 
 FAMILY = Family(
@@ -80,6 +80,6 @@ FAMILY = Family(
         timm_pvt.PyramidVisionTransformerStage: PyramidVisionTransformerStage,
         timm_pvt.PyramidVisionTransformerV2: PyramidVisionTransformerV2,
     },
-    places=places,
+    sockets=sockets,
     conv_kinds=(),
 )

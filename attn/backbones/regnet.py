@@ -9,7 +9,7 @@ from timm.models import regnet as timm_regnet
 from torch import Tensor, nn
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, stateless
 from attn.backbones.recompute import checkpointed
 
@@ -70,11 +70,11 @@ class RegNet(Network, timm_regnet.RegNet):
         return [0, 1, 2, 3, 4]
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages, infos = model.stages(), model.feature_info[1:]
     blocks = [list(stage.children()) for stage in stages]
     if slot == "stage":
-        yield from stage_places(stages, blocks, infos)
+        yield from stage_sockets(stages, blocks, infos)
         return
     for block, position in blocks_of(blocks, infos):
         plain = isinstance(block, PreBottleneck)
@@ -82,10 +82,10 @@ def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
         if slot == "block":
             widths = (conv1.in_channels, conv1.out_channels, conv2.out_channels)
             native = not isinstance(block.se, nn.Identity)
-            yield Place(Site(widths=widths, native=native, **position), block, "se")
+            yield Socket(Site(widths=widths, native=native, **position), block, "se")
         else:
             site = Site(widths=(conv2.in_channels, conv2.out_channels), conv=conv2, **position)
-            yield Place(site, block, "conv2", ("norm3",)) if plain else Place(site, block.conv2, "conv", ("bn",))
+            yield Socket(site, block, "conv2", ("norm3",)) if plain else Socket(site, block.conv2, "conv", ("bn",))
 
 
 FAMILY = Family(
@@ -96,5 +96,5 @@ FAMILY = Family(
         timm_regnet.RegStage: RegStage,
         timm_regnet.RegNet: RegNet,
     },
-    places=places,
+    sockets=sockets,
 )

@@ -11,7 +11,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, run_stage, stateless
 
 
@@ -75,20 +75,20 @@ class ResNet(Network, timm_resnet.ResNet):
         return super().prune_intermediate_layers(take, prune_norm, prune_head)
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages = model.stages()
     infos = model.feature_info[1 : len(stages) + 1]
     if slot == "stage":
-        yield from stage_places(stages, stages, infos)
+        yield from stage_sockets(stages, stages, infos)
         return
     for block, position in blocks_of(stages, infos):
         if slot == "block":
-            yield Place(Site(widths=block_widths(block), native=block.se is not None, **position), block, "se")
+            yield Socket(Site(widths=block_widths(block), native=block.se is not None, **position), block, "se")
         else:
             name = "conv2" if isinstance(block, Bottleneck) else "conv1"
             conv = getattr(block, name)
             site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-            yield Place(site, block, name, (f"bn{name[-1]}", f"act{name[-1]}"))
+            yield Socket(site, block, name, (f"bn{name[-1]}", f"act{name[-1]}"))
 
 
 def block_widths(block: Any) -> tuple[int, ...]:
@@ -103,5 +103,5 @@ FAMILY = Family(
         timm_resnet.Bottleneck: Bottleneck,
         timm_resnet.ResNet: ResNet,
     },
-    places=places,
+    sockets=sockets,
 )

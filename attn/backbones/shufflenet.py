@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import shufflenetv2 as tv
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.staged import Staged
 
 
@@ -115,22 +115,22 @@ def add_biases(model: nn.Module) -> None:
             module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages, infos = model.stages(), model.feature_info[1:]
     if slot == "stage":
-        yield from stage_places(stages, stages, infos)
+        yield from stage_sockets(stages, stages, infos)
         return
     for block, position in blocks_of(stages, infos):
         convs = [block.branch2[i] for i in (0, 3, 5)]
         if slot == "block":
-            yield Place(Site(widths=(block.width_in, *(c.out_channels for c in convs)), **position), block, "se")
+            yield Socket(Site(widths=(block.width_in, *(c.out_channels for c in convs)), **position), block, "se")
         else:
             conv = convs[1]
             site = Site(widths=(conv.in_channels, conv.out_channels), conv=conv, **position)
-            yield Place(site, block.branch2, "3", ("4",))
+            yield Socket(site, block.branch2, "3", ("4",))
 
 
-FAMILY = Family(network=ShuffleNetV2, classes={}, places=places)
+FAMILY = Family(network=ShuffleNetV2, classes={}, sockets=sockets)
 
 
 def _cfg(weights: Any) -> dict[str, Any]:

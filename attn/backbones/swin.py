@@ -9,7 +9,7 @@ from timm.models import swin_transformer as timm_swin
 from torch import Tensor
 
 from attn.attention import Site, State, attend
-from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
+from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, run_stage, stateless
 
 
@@ -68,13 +68,13 @@ class SwinTransformer(Network, timm_swin.SwinTransformer):
         return to_nchw(x).contiguous()
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     stages = [stage.blocks for stage in model.layers]
     if slot == "stage":
-        yield from stage_places(model.layers, stages, model.feature_info)
+        yield from stage_sockets(model.layers, stages, model.feature_info)
     elif slot == "block":
         for block, position in blocks_of(stages, model.feature_info):
-            yield Place(Site(widths=(block.dim,) * 3, **position), block, "gate")
+            yield Socket(Site(widths=(block.dim,) * 3, **position), block, "gate")
 
 
 FAMILY = Family(
@@ -84,6 +84,6 @@ FAMILY = Family(
         timm_swin.SwinTransformerStage: SwinTransformerStage,
         timm_swin.SwinTransformer: SwinTransformer,
     },
-    places=places,
+    sockets=sockets,
     conv_kinds=(),
 )

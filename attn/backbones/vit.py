@@ -16,7 +16,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor
 
 from attn.attention import START, Site, State, attend
-from attn.backbones.family import Family, Place, Slot
+from attn.backbones.family import Family, Slot, Socket
 from attn.backbones.network import Network, Step, stateless
 from attn.backbones.recompute import checkpointed
 
@@ -113,20 +113,20 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
         return found if intermediates_only else (self.norm(inputs[0]), found)
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     last = len(model.blocks) - 1
     for depth, (block, info) in enumerate(zip(model.blocks, model.feature_info, strict=True)):
         width = info["num_chs"]
         position: dict[str, Any] = {"stage": 1, "block": depth, "depth": depth, "stride": info["reduction"]}
         if slot == "block" and isinstance(block, Block):
-            yield Place(Site(widths=(width,) * 3, **position), block, "gate")
+            yield Socket(Site(widths=(width,) * 3, **position), block, "gate")
         elif slot == "stage" and depth == last:
-            yield Place(Site(widths=(width,), **position), model, "attn")
+            yield Socket(Site(widths=(width,), **position), model, "attn")
 
 
 FAMILY = Family(
     network=timm_vit.VisionTransformer,
     classes={timm_vit.Block: Block, timm_vit.VisionTransformer: VisionTransformer},
-    places=places,
+    sockets=sockets,
     conv_kinds=(),
 )

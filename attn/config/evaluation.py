@@ -50,7 +50,7 @@ class Request:
             raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt")
         raw = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(raw, dict)
-        request: Request = parse.typed(cls(checkpoint=""), {str(key): value for key, value in raw.items()})
+        request: Request = parse.to_dataclass(cls(checkpoint=""), {str(key): value for key, value in raw.items()})
         parse.check_values(request)
         if not request.checkpoint:
             raise UserError("checkpoint= is empty: name last.pt or best.pt of a run")

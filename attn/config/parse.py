@@ -44,7 +44,7 @@ def parse(composed: DictConfig) -> Config:
         if not isinstance(value, dict):
             raise UserError(f"{key}={value}: must be a mapping; name one, as in {key}=NAME")
     free["attention"] = without_partial(free["attention"])
-    config = typed(
+    config = to_dataclass(
         Config(**free, data=Data(), schedule=Schedule(), logger=Logger()), {str(key): value for key, value in raw.items()}
     )
     for key in ("run_dir", "resume"):
@@ -60,7 +60,7 @@ def without_partial(node: Any) -> Any:
     return [without_partial(item) for item in node] if isinstance(node, list) else node
 
 
-def typed(defaults: Any, raw: dict[str, Any]) -> Any:
+def to_dataclass(defaults: Any, raw: dict[str, Any]) -> Any:
     """A mapping as a dataclass, with every value converted to the type that its field has.
 
     Args:

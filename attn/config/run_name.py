@@ -20,7 +20,7 @@ from attn.config.groups import GROUPS
 
 # What may differ when a run is continued: none of it changes what is computed from finite values and readable images, up to
 # the rounding of another device.
-FREE = {
+MAY_DIFFER_ON_RESUME = {
     "run_dir",
     "resume",
     "force",
@@ -36,15 +36,15 @@ FREE = {
 }
 
 
-FREE |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "attention_name"}
+MAY_DIFFER_ON_RESUME |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "attention_name"}
 
 
-FREE |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}
+MAY_DIFFER_ON_RESUME |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}
 
 
 # A continued run does not look at `pretrained` any more, but a run that started from other weights is another run. The rest is
 # in the folder's name already.
-UNNAMED = (FREE - {"pretrained"}) | {"seed", "backbone.name"}
+UNNAMED = (MAY_DIFFER_ON_RESUME - {"pretrained"}) | {"seed", "backbone.name"}
 
 
 LIMIT = 120  # characters; file systems take 255 bytes for all of a name

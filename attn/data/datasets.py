@@ -53,7 +53,7 @@ class Fake(Dataset):
         return Image.fromarray(pixels), index % self.num_classes
 
 
-class Relabelled(Dataset):
+class CheckedLabels(Dataset):
     """A data set of torchvision or timm, whose pair is (image, label); the label must be one of `num_classes`.
 
     timm's own reading would put another image in the place of one that it cannot read: its reader is asked for the bytes instead.
@@ -171,7 +171,7 @@ def cifar100(data: Data, train: bool) -> Dataset:
             f"data.root={root}: the files of cifar-100-python cannot be read ({reason(error)}); "
             "unpack cifar-100-python.tar.gz there again"
         ) from error
-    return Relabelled(dataset, data.num_classes)
+    return CheckedLabels(dataset, data.num_classes)
 
 
 def digits(data: Data, train: bool) -> Dataset:
@@ -227,10 +227,10 @@ def from_timm(data: Data, train: bool) -> Dataset:
             f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not be "
             "resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
         )
-    relabelled = Relabelled(dataset, data.num_classes)
-    if relabelled.classes:
-        _expect_classes(data, len(relabelled.classes))
-    return relabelled
+    checked = CheckedLabels(dataset, data.num_classes)
+    if checked.classes:
+        _expect_classes(data, len(checked.classes))
+    return checked
 
 
 def _expect_split_folder(data: Data, split: str) -> None:

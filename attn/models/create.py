@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from attn.attention import Attention, StageAttention
 from attn.backbones import families, family_of
-from attn.backbones.family import Family, Place, Slot, adopt
+from attn.backbones.family import Family, Slot, Socket, adopt
 from attn.config import groups
 from attn.errors import reason
 from attn.models import spec
@@ -185,7 +185,7 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
 
 
 def attach(model: nn.Module, family: Family, wanted: spec.AttentionSpec) -> None:
-    """Fills the slots of an adopted model. All places are found before any is filled: their widths are the backbone's own.
+    """Fills the slots of an adopted model. All sockets are found before any is filled: their widths are the backbone's own.
 
     Raises:
         ValueError: the family lacks the slot or setting, or the attention refuses a site.
@@ -198,13 +198,13 @@ def attach(model: nn.Module, family: Family, wanted: spec.AttentionSpec) -> None
     if wanted.conv is not None and not convs:
         raise ValueError(f"{network} has no convolution to replace (conv slot)")
     where: dict[Slot, str] = {"conv": convs, "block": position, "stage": ""}
-    places = {slot: list(family.places(model, slot, where[slot])) for slot in where if slot in wanted.filled}
-    if "block" in places and wanted.sites == "native":
-        places["block"] = [place for place in places["block"] if place.site.native]
-        if not places["block"]:
+    sockets = {slot: list(family.sockets(model, slot, where[slot])) for slot in where if slot in wanted.filled}
+    if "block" in sockets and wanted.sites == "native":
+        sockets["block"] = [socket for socket in sockets["block"] if socket.site.native]
+        if not sockets["block"]:
             raise ValueError(f"{network} has no attention of its own (sites=native)")
-    for slot in places:
-        _fill(places[slot], network, slot, wanted.filled[slot])
+    for slot in sockets:
+        _fill(sockets[slot], network, slot, wanted.filled[slot])
 
 
 def _choice(key: str, value: str | None, choices: tuple[str, ...], family: Family) -> str:
@@ -213,35 +213,35 @@ def _choice(key: str, value: str | None, choices: tuple[str, ...], family: Famil
     return choices[0] if value is None else value
 
 
-def _fill(places: list[Place], network: str, slot: Slot, attention: partial[Attention]) -> None:
-    if not places:
+def _fill(sockets: list[Socket], network: str, slot: Slot, attention: partial[Attention]) -> None:
+    if not sockets:
         raise ValueError(f"{network} offers no site in the {slot} slot")
     cls: type[Attention] = attention.func  # type: ignore[assignment]
     check_options(cls, attention.keywords)
     try:
-        placed = cls.place([place.site for place in places], **attention.keywords)
+        placed = cls.place([socket.site for socket in sockets], **attention.keywords)
     except TypeError as error:
         raise ValueError(f"{cls.__name__} cannot be built: {error}") from error
     if all(module is None for module in placed):
         raise ValueError(f"{cls.__name__} fits no site of {network} in the {slot} slot")
-    for place, module in zip(places, placed, strict=True):
+    for socket, module in zip(sockets, placed, strict=True):
         if module is None:
-            if place.leave is not None:
-                place.leave()
+            if socket.leave is not None:
+                socket.leave()
             continue
         if slot == "stage":
-            place.owner.add_module(place.name, StageAttention(module))
+            socket.owner.add_module(socket.name, StageAttention(module))
             continue
-        if place.make_room is not None:
-            place.make_room()
+        if socket.make_room is not None:
+            socket.make_room()
         # timm sets an absent module as a plain attribute, which would hide a registered one.
-        place.owner.__dict__.pop(place.name, None)
-        setattr(place.owner, place.name, module)
+        socket.owner.__dict__.pop(socket.name, None)
+        setattr(socket.owner, socket.name, module)
         if module.takes_norm_act:
-            if not place.norm_act:
+            if not socket.norm_act:
                 raise ValueError(f"{cls.__name__} brings its own norm and activation, which this block cannot give up")
-            for name in place.norm_act:
-                setattr(place.owner, name, nn.Identity())
+            for name in socket.norm_act:
+                setattr(socket.owner, name, nn.Identity())
 
 
 def list_attentions(pattern: str = "*") -> list[str]:

@@ -2,7 +2,7 @@
 
 Three conventions, because no single one prints what papers print:
 
-    papers  what the tables of BA-Net, DCANet and BA2M count (ptflops up to 0.6.6, one operation per multiply-accumulate):
+    ptflops  what the tables of BA-Net, DCANet and BA2M count (ptflops up to 0.6.6, one operation per multiply-accumulate):
             convolutions and linear layers with in x out per output position, the convolution's bias, BatchNorm2d 2 and ReLU
             or ReLU6 1 per element, pooling 1 per input element. Not counted: products of activations, BatchNorm1d, LayerNorm,
             sigmoid, softmax and other element-wise work.
@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 CONVENTIONS = {
-    "papers": "conv MACs + bias, linear MACs, BatchNorm2d 2, ReLU 1, pooling 1 per element (ptflops up to 0.6.6)",
+    "ptflops": "conv MACs + bias, linear MACs, BatchNorm2d 2, ReLU 1, pooling 1 per element (ptflops up to 0.6.6)",
     "macs": "multiply-accumulates of convolutions, linear layers and matrix products",
     "macs_first": "the same with the stride of a bottleneck in its first 1x1 convolution, as copied baselines are printed",
 }
@@ -59,17 +59,17 @@ class Count:
 
     Attributes:
         params: trainable parameters; one that is shared counts once.
-        papers: operations per image in the papers' convention.
+        ptflops: operations per image as ptflops up to 0.6.6 counts them.
         macs: multiply-accumulates per image.
     """
 
     params: int
-    papers: int
+    ptflops: int
     macs: int
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Adds up `papers` and `macs` over the operators that run inside it.
+    """Adds up `ptflops` and `macs` over the operators that run inside it.
 
     Args:
         model: its parameters tell a layer (a product with a parameter) from a product of activations.
@@ -77,7 +77,7 @@ class OperatorCounter(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.papers = 0
+        self.ptflops = 0
         self.macs = 0
         self._parameters = {_storage(p) for p in model.parameters()}
 
@@ -96,17 +96,17 @@ class OperatorCounter(TorchDispatchMode):
             macs = flop_registry[op](*args, **kwargs, out_val=out) // 2
             self.macs += macs
             if op is aten.convolution:
-                self.papers += macs + (out.numel() if args[2] is not None else 0)
+                self.ptflops += macs + (out.numel() if args[2] is not None else 0)
             elif any(isinstance(a, Tensor) and _storage(a) in self._parameters for a in args):
-                self.papers += macs
+                self.ptflops += macs
         elif op in NORMS:
             x, weight = args[0], args[1]
             if x.ndim == 4:
-                self.papers += x.numel() * (1 if weight is None else 2)
+                self.ptflops += x.numel() * (1 if weight is None else 2)
         elif op in RECTIFIERS:
-            self.papers += out.numel()
+            self.ptflops += out.numel()
         elif op in POOLS or (op in REDUCTIONS and _over_map(args, kwargs)):
-            self.papers += args[0].numel()
+            self.ptflops += args[0].numel()
         return out
 
 
@@ -134,7 +134,7 @@ def count(model: nn.Module, shape: Sequence[int] = (3, 224, 224), training: bool
     on_meta = copy.deepcopy(model).to("meta").train(training)
     with torch.device("meta"), torch.no_grad(), OperatorCounter(on_meta) as counter:
         on_meta(torch.empty(batch, *shape))
-    return Count(parameters(model), counter.papers // batch, counter.macs // batch)
+    return Count(parameters(model), counter.ptflops // batch, counter.macs // batch)
 
 
 def stride_in_first(model: nn.Module) -> nn.Module:

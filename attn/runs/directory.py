@@ -21,7 +21,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from attn.config.parse import flatten, to_dict
-from attn.config.run_name import FREE as FREE
+from attn.config.run_name import MAY_DIFFER_ON_RESUME as MAY_DIFFER_ON_RESUME
 from attn.config.schema import Config
 from attn.errors import UserError
 from attn.models.defaults import without_defaults
@@ -86,7 +86,7 @@ def differences(old: Config, new: Config) -> list[str]:
     """
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     was, now = (flatten(to_dict(cfg) | without_defaults(cfg.backbone, cfg.attention)) for cfg in (old, new))
-    free = FREE if new.schedule.curve == "cosine" else FREE | {"schedule.epochs"}
+    free = MAY_DIFFER_ON_RESUME if new.schedule.curve == "cosine" else MAY_DIFFER_ON_RESUME | {"schedule.epochs"}
     keys = [k for k in {**before, **after} if k not in free and not k.startswith("logger.")]
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if was.get(k) != now.get(k)]
 

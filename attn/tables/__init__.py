@@ -9,7 +9,7 @@ else the command sets, and in `count` how detectors are counted), `remarks`, `de
     digits         decimals of the printed params, where they are not two
     counts         with_statistics: the printed params contain the running statistics of BatchNorm
     added_to       the plain network, printed and exact, where the printed params are its printed ones plus a rounded increment
-    flops          the convention, where it is not the file's; of detectors MMDetection's, which is that of `papers`
+    flops          the convention, where it is not the file's; of detectors MMDetection's, which is that of `ptflops`
     measured       what the definition gives: params (exact), flops and macs in 1e9
     reproduced     whether the definition gives the printed params, to the digit; absent where none are printed
     flops_reproduced   the same of the FLOPs, where it is known

@@ -34,19 +34,19 @@ class Measured:
 
     Attributes:
         params: trainable parameters; None if it could not be counted.
-        papers, macs: operations per image in these conventions of `attn.models.flops`; by `macs_first` those of the changed network.
+        ptflops, macs: operations per image in these conventions of `attn.models.flops`; by `macs_first` those of the changed network.
         statistics: running means and variances of its norms.
         problem: why it could not be counted.
     """
 
     params: int | None = None
-    papers: int | None = None
+    ptflops: int | None = None
     macs: int | None = None
     statistics: int = 0
     problem: str | None = None
 
 
-def measure(build: Build, convention: str = "papers") -> Measured:
+def measure(build: Build, convention: str = "ptflops") -> Measured:
     """Builds a classifier on the meta device and counts it by a convention of `attn.models.flops`; each network once."""
     settings = {key: value for key, value in build.settings if key.startswith(("backbone.", "attention."))}
     return _measure(build.backbone, build.attention, build.data, json.dumps(settings), convention == "macs_first")
@@ -65,4 +65,4 @@ def _measure(backbone: str, attention: str, data: str, settings: str, stride_in_
         model = flops.stride_in_first(model)
     found = flops.count(model, (3, side, side), training)
     buffers = (b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var")))
-    return Measured(found.params, found.papers, found.macs, sum(b.numel() for b in buffers))
+    return Measured(found.params, found.ptflops, found.macs, sum(b.numel() for b in buffers))

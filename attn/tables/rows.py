@@ -137,7 +137,7 @@ def _read(paper: str, part: str) -> Iterator[Row]:
         row = Row(
             paper=paper,
             number=number,
-            flops=raw.pop("flops", "papers" if raw.get("detector") else content["flops"]),
+            flops=raw.pop("flops", "ptflops" if raw.get("detector") else content["flops"]),
             definition=content["definitions"].get(definition, definition),
             not_printed=tuple(raw.pop("not_printed", ())),
             build=None if build is None else _build(paper, build, content["recipes"]),

@@ -131,7 +131,7 @@ def _measured(row: Row, count_detector: Callable[[Build], flops.Count] | None) -
         found = count_detector(row.build)
     except ValueError as error:
         return Measured(problem=str(error))
-    return Measured(found.params, found.papers, found.macs)
+    return Measured(found.params, found.ptflops, found.macs)
 
 
 def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
@@ -140,7 +140,7 @@ def judge(row: Row, found: Measured, runs: list[Run] | None = None) -> Result:
     params = operations = None
     if found.params is not None:
         params = (found.params + (found.statistics if row.counts == "with_statistics" else 0)) / MILLION[row.unit]
-        counted = found.papers if row.flops == "papers" else found.macs
+        counted = found.ptflops if row.flops == "ptflops" else found.macs
         operations = None if counted is None else counted / 1e9
     printed_flops, flops_agree = row.printed.get("flops"), None
     if printed_flops is not None and operations is not None:

@@ -20,7 +20,7 @@ from attn import console, rng
 from attn.config.parse import all_metrics
 from attn.config.schema import Config
 from attn.data.loader import Batch, to_device
-from attn.distributed import Ranks, agreed, launch
+from attn.distributed import Ranks, fail_together, launch
 from attn.errors import Preempted
 from attn.evaluation.evaluate import EvaluationStopped, autocast, correct, evaluate
 from attn.models.auxiliary import extra_loss
@@ -43,13 +43,13 @@ def train(cfg: Config) -> None:
     run_dir = Path(cfg.run_dir)
     with launch(cfg.device, cfg.dist_timeout) as ranks, contextlib.ExitStack() as stack:
         path: Path | None = None
-        with agreed(ranks):
+        with fail_together(ranks):
             if ranks.first:
                 stack.enter_context(directory.claim(run_dir))
                 path = find_checkpoint(cfg, run_dir)
         path = ranks.gather(path)[0]
         request = stack.enter_context(StopRequest())
-        with agreed(ranks):
+        with fail_together(ranks):
             job = prepare(cfg, run_dir, ranks, path)
         if job is None:
             return
@@ -204,7 +204,7 @@ def end_epoch(
     """Evaluates, writes the epoch's line, saves."""
     state = job.state
     epoch = state.evaluated + 1
-    state.share_buffers()
+    state.broadcast_buffers()
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": state.step,

@@ -144,7 +144,7 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     optimizer = optim.build_optimizer(schedule, model)
     state = State(model, ema, optimizer, scaler, best=Best(monitor=cfg.monitor), classes=classes)
     if found is not None:
-        state.restore(found, str(path))
+        state.load_state_dict(found, str(path))
         if state.best.monitor != cfg.monitor:  # by force: scores of two kinds cannot be compared
             state.best = Best(monitor=cfg.monitor)
         if ranks.first:

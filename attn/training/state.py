@@ -63,7 +63,7 @@ class Best:
             return self.epoch < 0 or not math.isnan(new)
         return self.epoch < 0 or (new < old if self.monitor == "loss" else new > old)
 
-    def content(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; by top-1 what it has always been."""
         return {key: value for key, value in asdict(self).items() if key in ("top1", "epoch") or self.monitor != "top1"}
 
@@ -104,7 +104,7 @@ class State:
     phase: Literal["between", "gradients", "update"] = "between"
     _buffers: list[Tensor] = field(default_factory=list)  # before the step
 
-    def content(self, cfg: Config) -> dict[str, Any]:
+    def state_dict(self, cfg: Config) -> dict[str, Any]:
         """The mapping that is saved: tensors and plain data only."""
         return {
             "format": checkpoint.FORMAT,
@@ -115,7 +115,7 @@ class State:
             "step": self.step,
             "evaluated": self.evaluated,
             "skipped_in_row": self.skipped_in_row,
-            "best": self.best.content(),
+            "best": self.best.state_dict(),
             "meter": asdict(self.meter),
             "rows": self.rows,
             "history": self.history,
@@ -124,7 +124,7 @@ class State:
             "versions": checkpoint.versions(),
         }
 
-    def restore(self, content: dict[str, Any], path: str) -> None:
+    def load_state_dict(self, content: dict[str, Any], path: str) -> None:
         """Takes everything from a checkpoint.
 
         Raises:
@@ -145,7 +145,7 @@ class State:
         """The models to evaluate, by the prefix of their metrics."""
         return {"val_": self.model} | ({} if self.ema is None else {"ema_val_": self.ema.module})
 
-    def share_buffers(self) -> None:
+    def broadcast_buffers(self) -> None:
         """Gives every rank the buffers of the first: running statistics drift apart within a step."""
         if dist.is_initialized():
             for module in self.evaluated_models().values():

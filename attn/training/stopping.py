@@ -31,7 +31,7 @@ def save(cfg: Config, run_dir: Path, state: State, best: bool = False, final: bo
     Raises:
         TrainingStopped: a value is not finite, or the disk refuses and save_error=stop or the save is the final one.
     """
-    content = state.content(cfg)
+    content = state.state_dict(cfg)
     bad = checkpoint.non_finite({key: content[key] or {} for key in ("model", "ema", "optimizer")})
     last = run_dir / LAST
     kept = f"{last} is the last good checkpoint" if last.exists() else "there is no good checkpoint yet"
@@ -139,7 +139,7 @@ def rescue(cfg: Config, run_dir: Path, ranks: Ranks, state: State, error: Except
         except Exception as second:
             kept += f"; {second}"
     if peer_is_gone:
-        own = ranks.roll_call()
+        own = ranks.collect_failures()
     elif ranks.world > 1:
         own = f"rank {ranks.rank}: {own}"
     message = f"step {state.step}: {own}; {kept}"

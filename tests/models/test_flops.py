@@ -28,7 +28,7 @@ def build(backbone: str, attention: str | None) -> nn.Module:
 )
 def test_the_papers_convention_gives_the_papers_numbers(backbone: str, attention: str | None, printed: float) -> None:
     """BA-Net and DCANet print these numbers to two digits; four were measured from the authors' modules."""
-    assert round(flops.count(build(backbone, attention)).papers / 1e9, 4) == printed
+    assert round(flops.count(build(backbone, attention)).ptflops / 1e9, 4) == printed
 
 
 def test_macs_are_convolutions_and_linear_layers() -> None:
@@ -51,7 +51,7 @@ def test_functional_and_module_pooling_count_alike() -> None:
             return self.pool(x).flatten(1)
 
     for network in (Functional(), Pooled()):
-        assert flops.count(network, (8, 6, 5)) == flops.Count(params=0, papers=8 * 6 * 5, macs=0)
+        assert flops.count(network, (8, 6, 5)) == flops.Count(params=0, ptflops=8 * 6 * 5, macs=0)
 
 
 class Rules(nn.Module):
@@ -78,11 +78,11 @@ class Rules(nn.Module):
 def test_every_rule_by_hand(training: bool) -> None:
     positions = 4 * 4
     conv, fc = 6 * 2 * 9 * positions, 6 * 10
-    papers = (conv + 6 * positions) + 2 * 6 * positions + 6 * positions + 6 * positions + 2 * fc
+    ptflops = (conv + 6 * positions) + 2 * 6 * positions + 6 * positions + 6 * positions + 2 * fc
     macs = conv + 2 * fc + 2 * 6 * 4 * 4
     params = (6 * 2 * 9 + 6) + 12 + (60 + 10) + 20 + 10
     network = Rules().train(not training)
-    assert flops.count(network, (4, 8, 8), training) == flops.Count(params, papers, macs)
+    assert flops.count(network, (4, 8, 8), training) == flops.Count(params, ptflops, macs)
     assert network.training is not training
     assert network.norm.num_batches_tracked == 0
     assert network.conv.weight.device.type == "cpu"

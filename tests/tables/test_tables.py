@@ -104,7 +104,7 @@ def test_parameters_are_exactly_those_of_the_definitions(results: dict[str, tabl
 )
 def test_verdicts(changes: dict[str, Any], found: Measured, verdict: str) -> None:
     printed = {"params": 25.56, "flops": 4.12}
-    row = Row("p", "1", 1, "ResNet-50", "none", printed, "papers", reproduced=True, flops_reproduced=True)
+    row = Row("p", "1", 1, "ResNet-50", "none", printed, "ptflops", reproduced=True, flops_reproduced=True)
     row = dataclasses.replace(row, build=Build("resnet50", "none", "imagenet", "aw", None), **changes)
     judged = tables.judge(row, found)
     assert judged.verdict == verdict
@@ -113,7 +113,7 @@ def test_verdicts(changes: dict[str, Any], found: Measured, verdict: str) -> Non
 
 @pytest.mark.parametrize(("flops", "reason"), [(3.87, "source: copied from the CBAM paper"), (4.12, None)])
 def test_where_flops_come_from_that_are_not_met(flops: float, reason: str | None) -> None:
-    row = Row("p", "1", 1, "ResNet-50", "none", {"params": 25.56, "flops": flops}, "papers", reproduced=True)
+    row = Row("p", "1", 1, "ResNet-50", "none", {"params": 25.56, "flops": flops}, "ptflops", reproduced=True)
     build = Build("resnet50", "none", "imagenet", "aw", None)
     row = dataclasses.replace(row, build=build, source="* copied from the CBAM paper")
     judged = tables.judge(row, Measured(25_557_032, 4_121_924_096, 0))
@@ -490,7 +490,7 @@ def test_the_script_says_which_convention_it_prints(
 ) -> None:
     assert run_script(script, monkeypatch, "--paper", "dcanet", "--table", "2a", "--format", form) == 0
     printed = capsys.readouterr().out
-    for text in ("4 rows: 4 equal", "ptflops", "4.131 papers", "python train.py backbone=resnet50 attention=dca_se"):
+    for text in ("4 rows: 4 equal", "ptflops", "4.131 ptflops", "python train.py backbone=resnet50 attention=dca_se"):
         assert text in printed
 
 

@@ -52,8 +52,8 @@ def test_an_epoch_is_better_by_the_monitored_score() -> None:
     assert not by_loss.beaten_by({"top1": 99.0, "loss": 0.8})
     assert not by_loss.beaten_by({"loss": float("nan")})
     assert Best(50.0, 1, "loss", float("nan")).beaten_by({"loss": 9.0})
-    assert Best(top1=50.0, epoch=1).content() == {"top1": 50.0, "epoch": 1}  # checkpoints of earlier versions
-    assert Best(**by_loss.content()) == by_loss
+    assert Best(top1=50.0, epoch=1).state_dict() == {"top1": 50.0, "epoch": 1}  # checkpoints of earlier versions
+    assert Best(**by_loss.state_dict()) == by_loss
     assert [Best(50.0, 3).outlasted(evaluated, 2) for evaluated in (3, 4, 5)] == [False, False, True]
     assert not Best(50.0, 1).outlasted(100, None)
     assert not Best().outlasted(100, 1)

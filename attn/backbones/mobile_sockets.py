@@ -20,14 +20,14 @@ from typing import Any
 from torch import nn
 
 from attn.attention import Site
-from attn.backbones.family import Place, Slot
+from attn.backbones.family import Slot, Socket
 from attn.backbones.mobile_blocks import Conv, stride_of
 
 POSITIONS = ("native", "preact", "end", "both")
 CONVS = ("spatial", "pointwise")
 
 
-def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
+def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     depth, stride = 0, stride_of(model.conv_stem)
     for number, stage in enumerate(model.blocks, start=1):
         position: dict[str, Any] = {}
@@ -44,10 +44,10 @@ def places(model: Any, slot: Slot, where: str) -> Iterator[Place]:
             stride = strides(stride, [*gated, *others])[-1][1] if gated or others else stride
         if slot == "stage":
             width = next(width for block in reversed(blocks) if (width := block_width(block)))
-            yield Place(Site(widths=(width,), stride=stride, **position), stage, "attn")
+            yield Socket(Site(widths=(width,), stride=stride, **position), stage, "attn")
 
 
-def conv_places(convs: list[Conv], kind: str, stride: int, position: dict[str, Any]) -> Iterator[Place]:
+def conv_places(convs: list[Conv], kind: str, stride: int, position: dict[str, Any]) -> Iterator[Socket]:
     for conv, (stride_here, _) in zip(convs, strides(stride, convs), strict=True):
         if conv.pointwise != (kind == "pointwise"):
             continue
@@ -59,10 +59,10 @@ def conv_places(convs: list[Conv], kind: str, stride: int, position: dict[str, A
         site = Site(
             widths=(conv.module.in_channels, conv.module.out_channels), conv=conv.module, stride=stride_here, **position
         )
-        yield Place(site, conv.owner, conv.name, (conv.norm,) if conv.activated else ())
+        yield Socket(site, conv.owner, conv.name, (conv.norm,) if conv.activated else ())
 
 
-def block_places(block: Any, where: str, stride: int, position: dict[str, Any]) -> Iterator[Place]:
+def block_places(block: Any, where: str, stride: int, position: dict[str, Any]) -> Iterator[Socket]:
     gated, others = block.convs()
     first = [*gated, *others][0].module.in_channels
     widths = (first, *(conv.module.out_channels for conv in gated))
@@ -71,13 +71,13 @@ def block_places(block: Any, where: str, stride: int, position: dict[str, Any]) 
     if where == "preact":
         site = Site(widths=widths, native=native, stride=before, **position)
         fill = partial(split_norm, block, gated[-1])
-        yield Place(site, block, "attn_pre", make_room=fill, leave=partial(move_own, block, gated[-1]) if native else None)
+        yield Socket(site, block, "attn_pre", make_room=fill, leave=partial(move_own, block, gated[-1]) if native else None)
     if where in ("native", "both"):
-        yield Place(Site(widths=widths, native=native, stride=after, **position), block, "se")
+        yield Socket(Site(widths=widths, native=native, stride=after, **position), block, "se")
     if where in ("end", "both"):
         widths = (*widths, *(conv.module.out_channels for conv in others))
         site = Site(widths=widths, native=native, stride=end, **position)
-        yield Place(site, block, "attn_end", make_room=partial(strip, block) if where == "end" else None)
+        yield Socket(site, block, "attn_end", make_room=partial(strip, block) if where == "end" else None)
 
 
 def strip(block: Any) -> None:
