@@ -106,9 +106,9 @@ def not_negative(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, as a `type` of argparse."""
+    """An integer above 0, as a `type` of argparse."""
     if not text.isdecimal() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} must be a whole number greater than 0")
+        raise ArgumentTypeError(f"{text!r} must be an integer greater than 0")
     return int(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -18,7 +19,7 @@ def without_defaults(backbone: Mapping[str, Any], attention: Mapping[str, Any]) 
     """What makes a network, without the keys that hold the default of the class that takes them.
 
     Two networks are the same if this is equal, whichever version of a class wrote the one or the other: a key that one of them
-    lacks is then its default. Keys whose default is not known stay: those of a class that cannot be imported, and a backbone's
+    lacks is then its default. Nothing but this package is imported. Keys whose default is not known stay: those of other classes that are not imported yet, and a backbone's
     but for its rates and `in_chans`, which alone timm's entry points leave to the network's class.
 
     Args:
@@ -54,8 +55,10 @@ def _differing(content: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str
     }
 
 
-@cache
 def _target_defaults(target: str) -> dict[str, Any]:
+    module = target.rpartition(".")[0]
+    if not module.startswith("attn.modules.") and module not in sys.modules:
+        return {}  # the mapping may be a stranger's, and importing a module executes it
     try:
         cls = locate(target, "attention")
     except Exception:  # a user's module, which may be gone, and may raise anything

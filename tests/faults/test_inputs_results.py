@@ -18,6 +18,7 @@ from PIL import Image
 
 import attn
 from attn.config import parse
+from attn.config.schema import Data
 from attn.data.datasets import class_names, load_dataset
 from attn.errors import UserError
 from attn.evaluation import job
@@ -94,14 +95,20 @@ def test_deleted_metrics_are_restored_and_an_older_checkpoint_tells_the_gap(done
 
 
 def _delete(*names: str) -> Any:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    return lambda folder: [(folder / name).unlink(missing_ok=True) for name in names]
+
+
+def _only_previous(folder: Path) -> None:
+    """As versions before this one left it, which kept previous.pt in a finished folder."""
+    (folder / "last.pt").rename(folder / "previous.pt")
+    (folder / "best.pt").unlink()
 
 
 # A finished folder in which something was removed, and what the same command says.
 NOT_AGAIN = {
     "all checkpoints": (_delete("last.pt", "best.pt", "previous.pt"), "is finished, but its last.pt is gone"),
     "all but the best": (_delete("last.pt", "previous.pt"), "best.pt is older"),
-    "all but the previous": (_delete("last.pt", "best.pt"), "previous.pt is older"),
+    "all but the previous": (_only_previous, "previous.pt is older"),
     "checkpoints and DONE": (_delete("last.pt", "best.pt", "previous.pt", "DONE"), "has no checkpoint that knows them"),
     "all but DONE": (_delete("last.pt", "best.pt", "previous.pt", "metrics.jsonl"), "remove "),
 }
@@ -134,12 +141,13 @@ def test_a_finished_checkpoint_elsewhere_is_continued_or_refused(done: Path, tmp
     assert refused.wait() == [2]
     assert f"resume={source} is finished" in refused.text
     assert "raise schedule.epochs" in refused.text
-    assert content(other) == {}
+    assert not other.exists()
+    sound = source.read_bytes()
     change(source, model=_spoil_weights("nan", checkpoint.read(source)["model"]))
     refused = Run(other, *OPTIONS, f"resume={source}", "schedule.epochs=3")
     assert refused.wait() == [2]
     assert "conv1.0.weight is not finite" in refused.text
-    shutil.copy(done / "previous.pt", source)
+    source.write_bytes(sound)
     finished(other, *OPTIONS, f"resume={source}", "schedule.epochs=3")
     assert [row["epoch"] for row in metrics.read_metrics(other)] == [1, 2, 3]
 
@@ -306,7 +314,6 @@ def test_a_checkpoint_names_no_other_file(done: Path, tmp_path: Path) -> None:
 EVALUATIONS: list[dict[str, Any]] = [
     {},
     {"weights": "raw"},
-    {"data": {"val_split": "other"}},
     {"data": {"samples": 16}},
     {"data": {"test_resize": 40}},
     {"data": {"name": "mine"}},
@@ -314,8 +321,7 @@ EVALUATIONS: list[dict[str, Any]] = [
 ]
 
 
-def test_every_evaluation_keeps_its_own_scores(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parse, "READ_BY", {})  # made-up images have no splits
+def test_every_evaluation_keeps_its_own_scores(done: Path) -> None:
     path, seen = done / "last.pt", {}
     for request in EVALUATIONS:
         before = set(done.glob("eval-*.json"))
@@ -323,10 +329,17 @@ def test_every_evaluation_keeps_its_own_scores(done: Path, monkeypatch: pytest.M
         (new,) = set(done.glob("eval-*.json")) - before
         seen[new] = new.read_bytes()
     assert all(file.read_bytes() == kept for file, kept in seen.items())
-    assert {"eval-last.json", "eval-last-raw.json", "eval-last-other.json", "eval-last-mine.json"} <= {f.name for f in seen}
+    assert {"eval-last.json", "eval-last-raw.json", "eval-last-mine.json"} <= {f.name for f in seen}
     for request in EVALUATIONS:
         job.run(job.Request(str(path), device="cpu", **request))
     assert set(done.glob("eval-*.json")) == set(seen)
+
+
+def test_scores_of_another_split_are_named_after_it() -> None:
+    path = Path("run/best.pt")
+    trained, asked = (job.what(Data(val_split=split), path, "ema") for split in ("val", "test"))
+    assert job.default_output(path, asked, trained, usual=True) == Path("run/eval-best-test.json")
+    assert job.default_output(path, trained, trained, usual=False) == Path("run/eval-best-ema.json")
 
 
 def test_scores_record_what_they_are_of(done: Path) -> None:
@@ -536,8 +549,8 @@ def composed(overrides: list[str]) -> Any:
 
 SCRIPTS = {
     "check_data . --workers -1": "--workers: '-1' must be an integer, 0 or more",
-    "check_data . --limit -5": "--limit: '-5' must be an integer, 0 or more",
-    "check_data . --limit x": "--limit: 'x' must be an integer, 0 or more",
+    "check_data . --limit -5": "--limit: '-5' must be an integer greater than 0",
+    "check_data . --limit x": "--limit: 'x' must be an integer greater than 0",
     "killtest --seed -1": "--seed: '-1' must be an integer, 0 or more",
     "make_digits_coco --seed -1": "--seed: '-1' must be an integer, 0 or more",
     "compare {tmp} --picture {tmp}": "is a folder; name a file in it",

@@ -183,7 +183,7 @@ def test_scaling_measures_every_number_of_ranks() -> None:
 @pytest.mark.parametrize(
     ("name", "mistake", "said"),
     [
-        ("scaling", ["--ranks", "1,0"], "--ranks: '0' must be a whole number greater than 0"),
+        ("scaling", ["--ranks", "1,0"], "--ranks: '0' must be an integer greater than 0"),
         ("killtest", ["attention=baa"], "error: unknown attention 'baa': did you mean 'ba'?"),
         ("killtest", ["schedule.lr=-1"], "error: schedule.lr=-1.0: must be greater than 0"),
     ],
