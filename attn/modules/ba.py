@@ -37,6 +37,8 @@ class BA(Gate):
         ValueError: no block has more than one convolution: there is nothing to bridge; or a setting is unknown.
     """
 
+    sources = slice(1, None)
+
     def __init__(
         self,
         site: Site,
@@ -61,9 +63,12 @@ class BA(Gate):
         return [self.squeeze(f) for f in feats]
 
     def forward(self, feats: tuple[Tensor, ...], state: None) -> tuple[Tensor, None]:
-        squeezed = [bridge(z) for bridge, z in zip(self.bridges, self.descriptors(feats[1:]), strict=True)]
-        weights = self.gate(self.expand(self.act(sum(squeezed))))
+        weights, state = self.weigh(self.descriptors(feats[self.sources]), state)
         return self.scale(feats[-1], weights), state
+
+    def weigh(self, descriptors: Sequence[Tensor], state: None) -> tuple[Tensor, None]:
+        squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
+        return self.gate(self.expand(self.act(sum(squeezed)))), state
 
     @classmethod
     def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:

@@ -30,6 +30,8 @@ class BAv2(Gate):
         ValueError: no block has more than one convolution, or a setting is unknown.
     """
 
+    sources = slice(1, None)
+
     def __init__(
         self, site: Site, reduction: float = 16, reduction_of: Base = "refined", act: str = "relu", gate: str = "sigmoid"
     ) -> None:
@@ -43,10 +45,13 @@ class BAv2(Gate):
         self.gate = activation(gate, "gate")
 
     def forward(self, feats: tuple[Tensor, ...], state: None) -> tuple[Tensor, None]:
-        squeezed = [bridge(self.squeeze(f)) for bridge, f in zip(self.bridges, feats[1:], strict=True)]
-        selected = self.select(torch.stack(squeezed, -1))[..., 0]
-        weights = self.gate(self.expand(self.act(self.norm(selected))))
+        weights, state = self.weigh([self.squeeze(f) for f in feats[self.sources]], state)
         return self.scale(feats[-1], weights), state
+
+    def weigh(self, descriptors: Sequence[Tensor], state: None) -> tuple[Tensor, None]:
+        squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
+        selected = self.select(torch.stack(squeezed, -1))[..., 0]
+        return self.gate(self.expand(self.act(self.norm(selected)))), state
 
     @classmethod
     def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
