@@ -1,10 +1,9 @@
 """The end of a block as one operator: batch norm, channel gate, shortcut and ReLU in two passes over the map, and two back.
 
-    build.py      compiles the form for the CPU, in an explicit step: `python -m attn.kernels.build`
-    ops.py        the contract: two differentiable operators, registered with torch
-    reference.py  the same in plain PyTorch, for any device and type: their definition
-    cpu.py        the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU
-    block.py      the end of a residual block by them; the plain form wherever they do not apply
+`ops` is the contract: two differentiable operators, registered with torch. `reference` is the same in plain PyTorch, for any
+device and type: their definition. `cpu` is the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU, which `build`
+compiles in an explicit step, `python -m attn.kernels.build`. `block` is the end of a residual block by these operators, and by
+plain modules wherever they do not apply.
 """
 
 from __future__ import annotations

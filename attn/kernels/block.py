@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attn.attention import Gate, attend
-from attn.kernels.ops import affine, moments
 from attn.kernels.cpu import DTYPES
+from attn.kernels.ops import affine, moments
 
 
 def pooled_by(module: nn.Module | None, features: int, x: Tensor, devices: tuple[str, ...]) -> frozenset[int] | None:
@@ -26,7 +26,7 @@ def pooled_by(module: nn.Module | None, features: int, x: Tensor, devices: tuple
     return frozenset(range(features)[module.sources])
 
 
-def norm_act(y: Tensor, norm: nn.Module, act: nn.Module, pool: bool) -> tuple[Tensor, Tensor | None]:
+def norm_act(y: Tensor, norm: Any, act: nn.Module, pool: bool) -> tuple[Tensor, Tensor | None]:
     """act(norm(y)) and, with `pool`, its mean over H W [N, C], in the type of y. Fused if pooled: else there is nothing to gain."""
     if not pool:
         return act(norm(y)), None
@@ -40,7 +40,7 @@ def norm_act(y: Tensor, norm: nn.Module, act: nn.Module, pool: bool) -> tuple[Te
 
 def block_end(
     y: Tensor,
-    norm: nn.Module,
+    norm: Any,
     module: nn.Module | None,
     features: tuple[Tensor, ...],
     means: dict[int, Tensor | None] | None,

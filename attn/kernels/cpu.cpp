@@ -176,12 +176,22 @@ void moments(const T* y, const Shape& s, bool nhwc, int threads, float* mean, fl
 }
 
 template <class T>
-void moments_backward(const T* through, const T* y, const Shape& s, bool nhwc, int threads, const float* offset,
-                      const float* slope, const float* mean, T* dy) {
+void moments_backward(const T* through, const T* y, const Shape& s, bool nhwc, int threads, const float* mean,
+                      const float* mu, const float* dmean, const float* dvar, const float* dmu, const float* dsigma2,
+                      T* dy) {
+  std::vector<float> offset(s.n * s.c), slope(s.n * s.c);
+  const float each = 1.f / static_cast<float>(s.pixels), share = 1.f / static_cast<float>(s.n);
+  for (Index n = 0; n < s.n; ++n)
+    for (Index i = 0; i < s.c; ++i) {
+      const Index k = n * s.c + i;
+      offset[k] = (dmean[k] + (dmu[i] + 2.f * dsigma2[i] * (mean[k] - mu[i])) * share) * each;
+      slope[k] = 2.f * (dvar[k] + dsigma2[i] * share) * each;
+    }
   if (nhwc) {
     const Index c = s.c;
     each_part(s, threads, [&](Index n, Index, Index begin, Index end) {
-      const float *__restrict a = offset + n * c, *__restrict b = slope + n * c, *__restrict m = mean + n * c;
+      const float *__restrict a = offset.data() + n * c, *__restrict b = slope.data() + n * c;
+      const float* __restrict m = mean + n * c;
       for (Index p = begin; p < end; ++p) {
         const Index at = (n * s.pixels + p) * c;
         const T *__restrict g = through + at, *__restrict v = y + at;
@@ -361,14 +371,15 @@ void attn_moments(int bf16, int nhwc, int threads, Index n, Index c, Index pixel
 }
 
 void attn_moments_backward(int bf16, int nhwc, int threads, Index n, Index c, Index pixels, const void* through,
-                           const void* y, const float* offset, const float* slope, const float* mean, void* dy) {
+                           const void* y, const float* mean, const float* mu, const float* dmean, const float* dvar,
+                           const float* dmu, const float* dsigma2, void* dy) {
   const Shape s{n, c, pixels};
   if (bf16)
-    moments_backward(static_cast<const BFloat16*>(through), static_cast<const BFloat16*>(y), s, nhwc, threads, offset,
-                     slope, mean, static_cast<BFloat16*>(dy));
+    moments_backward(static_cast<const BFloat16*>(through), static_cast<const BFloat16*>(y), s, nhwc, threads, mean, mu,
+                     dmean, dvar, dmu, dsigma2, static_cast<BFloat16*>(dy));
   else
-    moments_backward(static_cast<const float*>(through), static_cast<const float*>(y), s, nhwc, threads, offset, slope,
-                     mean, static_cast<float*>(dy));
+    moments_backward(static_cast<const float*>(through), static_cast<const float*>(y), s, nhwc, threads, mean, mu, dmean,
+                     dvar, dmu, dsigma2, static_cast<float*>(dy));
 }
 
 void attn_affine(int bf16, int nhwc, int threads, Index n, Index c, Index pixels, const void* y, const float* centre,

@@ -34,10 +34,20 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return mean, variance, mu, sigma2
 
 
-def moments_backward(through: Tensor, y: Tensor, offset: Tensor, slope: Tensor, mean: Tensor) -> Tensor:
+def moments_backward(
+    through: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    mu: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    grad_mu: Tensor,
+    grad_sigma2: Tensor,
+) -> Tensor:
     y = laid_out(y, y)
     grad = torch.empty_like(y)
-    call("attn_moments_backward", y, laid_out(through, y), y, offset.contiguous(), slope.contiguous(), mean, grad)
+    vectors = [v.contiguous() for v in (mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)]
+    call("attn_moments_backward", y, laid_out(through, y), y, *vectors, grad)
     return grad
 
 
@@ -94,7 +104,6 @@ def call(name: str, y: Tensor, *arguments: Tensor | int | None) -> None:
     n, c, h, w = y.shape
     head = (int(y.dtype == torch.bfloat16), int(memory_format(y) == torch.channels_last), torch.get_num_threads())
     passed = [
-        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr())
-        for a in arguments
+        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr()) for a in arguments
     ]
     getattr(found, name)(*head, ctypes.c_int64(n), ctypes.c_int64(c), ctypes.c_int64(h * w), *passed)

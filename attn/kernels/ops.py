@@ -62,11 +62,8 @@ def moments_backward(
     grad_mu: Tensor,
     grad_sigma2: Tensor,
 ) -> Tensor:
-    """The gradient of `moments` by y: through + offset[n, c] + slope[n, c] * (y - mean[n, c])."""
-    n, pixels = y.shape[0], y.shape[2] * y.shape[3]
-    offset = (grad_mean + (grad_mu + 2 * grad_sigma2 * (mean - mu)) / n) / pixels
-    slope = 2 * (grad_var + grad_sigma2 / n) / pixels
-    return form(y).moments_backward(through, y, offset, slope, mean)
+    """The gradient of `moments` by y: `through`, plus for each channel of each sample a line in y."""
+    return form(y).moments_backward(through, y, mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)
 
 
 @moments_backward.register_fake

@@ -28,7 +28,19 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return mean, variance, mu, sigma2
 
 
-def moments_backward(through: Tensor, y: Tensor, offset: Tensor, slope: Tensor, mean: Tensor) -> Tensor:
+def moments_backward(
+    through: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    mu: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    grad_mu: Tensor,
+    grad_sigma2: Tensor,
+) -> Tensor:
+    n, pixels = y.shape[0], y.shape[2] * y.shape[3]
+    offset = (grad_mean + (grad_mu + 2 * grad_sigma2 * (mean - mu)) / n) / pixels
+    slope = 2 * (grad_var + grad_sigma2 / n) / pixels
     grad = through.to(offset.dtype) + over_map(offset) + over_map(slope) * (y.to(offset.dtype) - over_map(mean))
     return grad.to(y.dtype, memory_format=memory_format(y))
 
