@@ -16,6 +16,7 @@ from attn.attention import Attention, StageAttention
 from attn.backbones import families, family_of
 from attn.backbones.family import Family, Place, Slot, adopt
 from attn.config import groups
+from attn.kernels import Kernels, fused_devices
 from attn.models import spec
 from attn.models.options import check_options
 
@@ -27,6 +28,7 @@ def create_model(
     *,
     features_only: bool = False,
     out_indices: tuple[int, ...] | None = None,
+    kernels: Kernels = "reference",
     **timm_kwargs: Any,
 ) -> nn.Module:
     """Builds a timm network with attentions in its slots.
@@ -38,6 +40,9 @@ def create_model(
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps.
         out_indices: which maps `features_only` gives; all by default.
+        kernels: how the ends of residual blocks are computed: `reference`, the modules one by one; `fused`, in two passes over
+            the map (`attn.kernels`) wherever a gate allows it; `auto`, fused if the form for this machine has been built.
+            Names of parameters and state dicts are the same, results equal up to rounding.
         timm_kwargs: passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
             are loaded before the attentions are put in.
 
@@ -59,6 +64,7 @@ def create_model(
         if family is not None:
             adopt(model, family.classes)
             attach(model, family, wanted)
+            set_kernels(model, kernels)
         elif wanted.filled:
             known = ", ".join(sorted(f.network.__name__ for f in families()))
             raise ValueError(f"its network class {type(model).__name__} has no slots; supported are {known}")
@@ -71,6 +77,18 @@ def create_model(
             raise ValueError(f"{label}: out_indices={out_indices!r} must be some of 0 to {maps - 1}, as in (1, 2)")
         return FeatureGetterNet(model, out_indices=chosen)
     return model
+
+
+def set_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Lets the blocks that can run fused do so, or no longer; see `create_model`.
+
+    Raises:
+        ValueError: an unknown choice, or `fused` where nothing is built.
+    """
+    devices = fused_devices(kernels)
+    for module in model.modules():
+        if hasattr(type(module), "fused_on"):
+            module.fused_on = devices  # type: ignore[assignment]
 
 
 def check_input(model: nn.Module, image_size: int, training: bool = False) -> None:
