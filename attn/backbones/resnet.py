@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import resnet as timm_resnet
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Place, Slot, blocks_of, stage_places
 from attn.backbones.network import Network, Step, run_stage, stateless
-from attn.kernels.block import block_end, norm_act, pooled_by
+from attn.kernels.block import block_end, norm_act, pooled_by, runs_fused
 
 
 class BasicBlock(timm_resnet.BasicBlock):
@@ -23,6 +24,10 @@ class BasicBlock(timm_resnet.BasicBlock):
     """
 
     fused_on: tuple[str, ...] = ()
+
+    def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether its end runs fused for maps on a device and of a type."""
+        return runs_fused(self.se, self.bn2, device, dtype, self.fused_on)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         x, (conv_state, block_state) = inputs
@@ -46,6 +51,10 @@ class Bottleneck(timm_resnet.Bottleneck):
     """
 
     fused_on: tuple[str, ...] = ()
+
+    def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether its end runs fused for maps on a device and of a type."""
+        return runs_fused(self.se, self.bn3, device, dtype, self.fused_on)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         x, (conv_state, block_state) = inputs

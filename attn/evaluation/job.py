@@ -18,6 +18,7 @@ from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.evaluate import Scores, evaluate
+from attn.kernels import BUILD
 from attn.models.options import options_of
 from attn.models.spec import locate
 from attn.runs import checkpoint, load
@@ -43,6 +44,12 @@ def run(request: Request) -> Scores:
     with launch(request.device, request.dist_timeout) as ranks:
         with as_user_errors():
             data = evaluation_data(cfg.data)
+        cfg = load.with_kernels_here(cfg)
+        if cfg.kernels != trained.kernels and ranks.first:
+            console.warn(
+                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules serve, equal up to "
+                f"rounding; {BUILD} builds it"
+            )
         model = load.build(cfg)
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format

@@ -11,6 +11,17 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Kernels = Literal["auto", "reference", "fused"]
+BUILD = "python -m attn.kernels.build"
+
+
+def form_here(kernels: str, device: str = "cpu") -> Literal["reference", "fused"]:
+    """What `auto` means on a machine, for maps on a type of device; any other choice stays.
+
+    Raises:
+        ValueError: as `fused_devices`.
+    """
+    devices = fused_devices(kernels)
+    return "fused" if kernels == "fused" or device in devices else "reference"
 
 
 def fused_devices(kernels: str) -> tuple[str, ...]:
@@ -31,5 +42,5 @@ def fused_devices(kernels: str) -> tuple[str, ...]:
         return ()
     built = cpu.library() is not None
     if kernels == "fused" and not built:
-        raise ValueError("kernels='fused': the C++ form is not built here; run python -m attn.kernels.build, or use auto")
+        raise ValueError(f"kernels={kernels}: the C++ form is not built here; build it by {BUILD}, or use kernels=auto")
     return ("cpu",) if built else ()

@@ -21,9 +21,21 @@ def pooled_by(module: nn.Module | None, features: int, x: Tensor, devices: tuple
         x: the block's input.
         devices: as of `fused_devices`.
     """
-    if x.device.type not in devices or not isinstance(module, Gate) or not module.takes_moments() or hooked(module):
+    if x.device.type not in devices or not isinstance(module, Gate) or not pools_alone(module):
         return None
     return frozenset(range(features)[module.sources])
+
+
+def runs_fused(
+    module: nn.Module | None, norm: nn.Module, device: torch.device, dtype: torch.dtype, on: tuple[str, ...]
+) -> bool:
+    """Whether a block's end runs fused for maps on a device and of a type, by its attention, its last norm and `fused_devices`."""
+    return device.type in on and isinstance(module, Gate) and pools_alone(module) and known_norm(norm) and dtype in DTYPES
+
+
+def pools_alone(module: Gate) -> bool:
+    """Whether all that a gate does is said by its vectors, and nobody watches its calls."""
+    return module.takes_moments() and not hooked(module)
 
 
 def norm_act(y: Tensor, norm: Any, act: nn.Module, pool: bool) -> tuple[Tensor, Tensor | None]:
@@ -112,8 +124,16 @@ def wide(vector: Tensor) -> Tensor:
 def fits(norm: Any, y: Tensor) -> bool:
     """Whether a norm is the batch norm that the operators know, and a map one that they take.
 
+    Not so: a batch of a single value per channel in training (torch's error stays), float16 and float64.
+    """
+    return known_norm(norm) and y.dtype in DTYPES and y.numel() > (y.shape[1] if norm.training else 0)
+
+
+def known_norm(norm: Any) -> bool:
+    """Whether a norm is the batch norm that the operators know.
+
     Not so: SyncBN (its statistics are those of all ranks), no running statistics, a cumulative average (momentum None), no
-    weight, a batch of a single value per channel in training (torch's error stays), float16 and float64.
+    weight.
     """
     return (
         type(norm) is nn.BatchNorm2d
@@ -121,8 +141,6 @@ def fits(norm: Any, y: Tensor) -> bool:
         and norm.momentum is not None
         and norm.affine
         and not hooked(norm)
-        and y.dtype in DTYPES
-        and y.numel() > (y.shape[1] if norm.training else 0)
     )
 
 

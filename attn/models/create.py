@@ -40,7 +40,7 @@ def create_model(
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps.
         out_indices: which maps `features_only` gives; all by default.
-        kernels: how the ends of residual blocks are computed: `reference`, the modules one by one; `fused`, in two passes over
+        kernels: how the ends of ResNets' blocks are computed: `reference`, the modules one by one; `fused`, in two passes over
             the map (`attn.kernels`) wherever a gate allows it; `auto`, fused if the form for this machine has been built.
             Names of parameters and state dicts are the same, results equal up to rounding.
         timm_kwargs: passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
@@ -89,6 +89,12 @@ def set_kernels(model: nn.Module, kernels: Kernels) -> None:
     for module in model.modules():
         if hasattr(type(module), "fused_on"):
             module.fused_on = devices  # type: ignore[assignment]
+
+
+def fused_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
+    """How many blocks run fused for maps on a device and of a type, and how many are of a kind that can."""
+    blocks: list[Any] = [module for module in model.modules() if hasattr(type(module), "fused_on")]
+    return sum(block.runs_fused(device, dtype) for block in blocks), len(blocks)
 
 
 def check_input(model: nn.Module, image_size: int, training: bool = False) -> None:

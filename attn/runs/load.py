@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from attn.config import parse
 from attn.config.schema import Config
 from attn.errors import UserError
+from attn.kernels import Kernels, form_here
 from attn.models.create import check_input, create_model
 from attn.runs.checkpoint import BadCheckpoint, read
 
@@ -62,9 +64,14 @@ def load(path: str | Path, ema: bool | None = None, device: str | torch.device =
         BadCheckpoint: the file is damaged, or not one of `train.py`.
     """
     content = read(path, device)
-    model = build(load_config(content, path))
+    model = build(with_kernels_here(load_config(content, path)))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()
+
+
+def with_kernels_here(cfg: Config) -> Config:
+    """The config of a run on this machine: what was trained fused runs fused where that is built, else as plain modules."""
+    return cfg if cfg.kernels == "reference" else replace(cfg, kernels=form_here("auto"))
 
 
 def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path) -> Mapping[str, Tensor]:
@@ -87,13 +94,16 @@ def build(cfg: Config, pretrained: bool = False) -> nn.Module:
     """
     options = dict(cfg.backbone)
     name = options.pop("name")
-    reserved = sorted({"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans"} & set(options))
+    reserved = sorted(
+        {"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans", "kernels"} & set(options)
+    )
     if reserved:
         raise UserError(
-            f"backbone.{reserved[0]} cannot be set: the run decides it (data.num_classes, attention=, pretrained=)"
+            f"backbone.{reserved[0]} cannot be set: the run decides it (data.num_classes, attention=, pretrained=, kernels=)"
         )
     try:
-        model = create_model(name, cfg.attention, cfg.data.num_classes, pretrained=pretrained, **options)
+        kernels = cast(Kernels, cfg.kernels)
+        model = create_model(name, cfg.attention, cfg.data.num_classes, pretrained=pretrained, kernels=kernels, **options)
     except ValueError as error:
         raise UserError(f"attention={cfg.attention_name} {error}") from error
     if cfg.grad_checkpointing and not hasattr(model, "set_grad_checkpointing"):
