@@ -19,26 +19,24 @@ from torch import Tensor, nn
 
 import attn
 from attn.attention import Gate, Site
-from attn.kernels import build, cpu, reference
+from attn.kernels import cpu, form_here, reference
 from attn.kernels.ops import affine, affine_backward, moments, moments_backward
-from attn.models.create import set_kernels
+from attn.models.create import fused_blocks, set_kernels
+from attn.modules.dca import Printed
 from attn.modules.srm import SRM
 
 GATES = ["se", "eca", "srm", "ba", "ba_v2", "dca_se", "ge_theta_minus", "dreal"]
+SE = {"_target_": "attn.modules.se.SE"}
 SMALL = {"layers": (1, 2, 1, 1), "channels": (16, 32, 48, 64)}
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def compiled(kernel_cache: Path) -> Any:
     """The C++ form, built into a folder of the tests' own."""
-    if build.compiler() is None:
-        pytest.skip("no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(kernel_cache))
         cpu.library.cache_clear()
-        built, line = build.build()
-        assert built, line
         yield
     cpu.library.cache_clear()
 
@@ -255,6 +253,33 @@ def test_fused_blocks_are_their_modules(name: str, backbone: str, layout: torch.
         net.eval()
     with torch.no_grad():
         assert distance(fused(x), plain(x)) < 1e-5
+
+
+def dca_by_equations(connection: str) -> dict[str, Any]:
+    return {"block": {"_target_": "attn.modules.dca.DCA", "base": SE, "connection": connection, "form": "equations"}}
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        *(
+            {"block": {"_target_": f"attn.modules.{bridge}", "q": q}}
+            for bridge in ("ba.BA", "ba_v2.BAv2")
+            for q in (1, 2, 4)
+        ),
+        *(dca_by_equations(connection) for connection in ("direct", "softmax", "weighted")),
+    ],
+    ids=lambda attention: "-".join(str(v) for v in attention["block"].values() if not isinstance(v, dict)),
+)
+def test_forms_that_reach_over_blocks_are_their_modules(attention: dict[str, Any]) -> None:
+    fused, plain = both(attention)
+    for module in fused.modules():
+        if isinstance(module, Printed):
+            nn.init.constant_(module.alpha_beta, 0.7)
+    plain.load_state_dict(fused.state_dict())
+    q = attention["block"].get("q", 0)
+    assert ran_fused(copy.deepcopy(fused), images()) == 5 * (1 + min(q, 2))
+    as_exact(fused, plain)
 
 
 @pytest.mark.parametrize("name", ["se", "ba"])
@@ -484,10 +509,34 @@ def test_ddp() -> None:
 
 
 def test_the_choice() -> None:
+    assert attn.create_model("resnet18", "se").layer1[0].fused_on == ()
+    assert form_here("auto") == form_here("fused") == "fused"
+    assert form_here("auto", "cuda") == form_here("reference") == "reference"
     assert model("se", kernels="auto").layer1[0].fused_on == ("cpu",)
     assert model("se", kernels="reference").layer1[0].fused_on == ()
     with pytest.raises(ValueError, match="kernels='quick'; choose from auto, reference, fused"):
         attn.create_model("resnet18", "se", kernels="quick")
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "expected"),
+    [
+        ("ba", "resnet50", (5, 5)),
+        ("fca", "resnet50", (0, 5)),
+        (None, "resnet50", (0, 5)),
+        ({"block": {"_target_": "attn.modules.se.SE", "stages": [2]}}, "resnet18", (2, 5)),
+    ],
+)
+def test_fused_blocks_are_counted(name: Any, backbone: str, expected: tuple[int, int]) -> None:
+    net, cpu_device = model(name, backbone), torch.device("cpu")
+    assert fused_blocks(net, cpu_device, torch.float32) == fused_blocks(net, cpu_device, torch.bfloat16) == expected
+    assert (ran_fused(net, images()) > 0) is (expected[0] > 0)
+    for device, dtype in (("cuda", torch.float32), ("cpu", torch.float16)):
+        assert fused_blocks(net, torch.device(device), dtype)[0] == 0
+    set_kernels(net, "reference")
+    assert fused_blocks(net, cpu_device, torch.float32)[0] == 0
+    other = attn.create_model("mobilenetv3_small_050", "se", kernels="fused")
+    assert fused_blocks(other, cpu_device, torch.float32) == (0, 0)
 
 
 def test_without_the_build_the_reference_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
