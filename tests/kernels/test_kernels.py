@@ -97,7 +97,7 @@ def as_exact(fused: nn.Module, plain: nn.Module, layout: torch.memory_format = t
             one.copy_(other)
         ours, theirs, truth = step(fused, x), step(plain, x), step(exact, x.double())
         assert distance(ours[0], truth[0]) < max(2 * distance(theirs[0], truth[0]), 1e-5)
-        assert distance(ours[2], theirs[2]) < 1e-6
+        assert distance(ours[2], truth[2]) < max(2 * distance(theirs[2], truth[2]), 1e-6)
         if distance(ours[1], truth[1]) < max(2 * distance(theirs[1], truth[1]), 1e-5):
             return
     raise AssertionError("gradients differ by more than rounding on every draw")
