@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -129,12 +129,39 @@ class Attention(nn.Module):
 class Gate(Attention):
     """Squeeze, excite, scale: the seam that BA bridges and DCA connects.
 
-    `excite` sees only descriptors [N, C] and gives weights of the same shape.
+    `excite` sees only descriptors [N, C] and gives weights of the same shape. So the end of a block can be computed at once,
+    without the map to be weighed ever in memory (`attn.kernels`): then `weigh` is called with what `squeeze_moments` makes of
+    the features' means and variances, and neither `forward` nor `refine`, `squeeze` or `scale`. A subclass that overrides one
+    of these is called by `forward` alone, unless it, or a subclass of it, overrides the counterpart too.
+
+    `sources`: which of the features it pools.
     """
+
+    sources: slice = slice(-1, None)
+    pools_alone: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.pools_alone = all(issubclass(_definer(cls, vector), _definer(cls, full)) for full, vector in COUNTERPARTS)
 
     def squeeze(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to descriptors [N, C]; by default global average pooling."""
         return x.mean((2, 3))
+
+    def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
+        """`squeeze` from the mean and the variance over H W of a map, both [N, C]; the variance of the last feature alone is known.
+
+        The mean has the type of the map, the variance is float32.
+        """
+        return mean
+
+    def weigh(self, descriptors: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
+        """The channel weights [N, C] of the last feature, from the descriptors of `sources`, and the state for the next site."""
+        return self.excite(descriptors[-1]), state
+
+    def takes_moments(self) -> bool:
+        """Whether `squeeze_moments` and `weigh` say all there is to say."""
+        return self.pools_alone
 
     def excite(self, z: Tensor) -> Tensor:
         """Maps descriptors [N, C] to channel weights [N, C]."""
@@ -142,10 +169,18 @@ class Gate(Attention):
 
     def scale(self, x: Tensor, weights: Tensor) -> Tensor:
         """Multiplies [N, C, H, W] by [N, C]."""
-        return x * weights[:, :, None, None]
+        return x * weights[:, :, None, None].to(x.dtype)
 
     def refine(self, x: Tensor) -> Tensor:
         return self.scale(x, self.excite(self.squeeze(x)))
+
+
+# What a gate does with maps, and with vectors in its stead.
+COUNTERPARTS = (("forward", "weigh"), ("refine", "weigh"), ("scale", "weigh"), ("squeeze", "squeeze_moments"))
+
+
+def _definer(cls: type, name: str) -> type:
+    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 State = tuple[Any, Any]  # what the last `conv` site and the last `block` site returned

@@ -136,7 +136,7 @@ def count_parameters(cfg: Config) -> int:
     from attn.runs import load
 
     with torch.device("meta"):
-        return sum(p.numel() for p in load.build(cfg).parameters())
+        return sum(p.numel() for p in load.build(load.with_kernels_here(cfg)).parameters())
 
 
 def spread(values: list[float]) -> float | None:

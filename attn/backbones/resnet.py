@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import resnet as timm_resnet
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -13,41 +14,76 @@ from torch import Tensor, nn
 from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, run_stage, stateless
+from attn.kernels.block import block_end, norm_act, pooled_by, runs_fused
 
 
 class BasicBlock(timm_resnet.BasicBlock):
-    """timm's block with the slots `conv1` (conv: the one of the two that has a norm and an activation) and `se` (block)."""
+    """timm's block with the slots `conv1` (conv: the one of the two that has a norm and an activation) and `se` (block).
+
+    `fused_on`: types of the devices on which its end runs fused, see `attn.kernels`.
+    """
+
+    fused_on: tuple[str, ...] = ()
+
+    def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether its end runs fused for maps on a device and of a type."""
+        return runs_fused(self.se, self.bn2, device, dtype, self.fused_on)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         x, (conv_state, block_state) = inputs
+        pooled = pooled_by(self.se, 3, x, self.fused_on)
 
         f1, conv_state = attend(self.conv1, (x,), conv_state)
-        f1 = self.aa(self.act1(self.drop_block(self.bn1(f1))))  # type: ignore[misc]
-        f2 = self.bn2(self.conv2(f1))
+        f1, mean1 = inner(self, f1, self.bn1, self.act1, pooled, 1)
+        y = self.conv2(f1)
 
-        y, block_state = attend(self.se, (x, f1, f2), block_state)
-        if self.drop_path is not None:
-            y = self.drop_path(y)
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.act2(y + shortcut), (conv_state, block_state)
+        y, block_state = block_end(
+            y, self.bn2, self.se, (x, f1), known(pooled, mean1), block_state, self.drop_path, shortcut, self.act2
+        )
+        return y, (conv_state, block_state)
 
 
 class Bottleneck(timm_resnet.Bottleneck):
-    """timm's block with the slots `conv2` (conv) and `se` (block)."""
+    """timm's block with the slots `conv2` (conv) and `se` (block).
+
+    `fused_on`: types of the devices on which its end runs fused, see `attn.kernels`.
+    """
+
+    fused_on: tuple[str, ...] = ()
+
+    def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether its end runs fused for maps on a device and of a type."""
+        return runs_fused(self.se, self.bn3, device, dtype, self.fused_on)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         x, (conv_state, block_state) = inputs
+        pooled = pooled_by(self.se, 4, x, self.fused_on)
 
-        f1 = self.act1(self.bn1(self.conv1(x)))
+        f1, mean1 = norm_act(self.conv1(x), self.bn1, self.act1, pooled is not None and 1 in pooled)
         f2, conv_state = attend(self.conv2, (f1,), conv_state)
-        f2 = self.aa(self.act2(self.drop_block(self.bn2(f2))))  # type: ignore[misc]
-        f3 = self.bn3(self.conv3(f2))
+        f2, mean2 = inner(self, f2, self.bn2, self.act2, pooled, 2)
+        y = self.conv3(f2)
 
-        y, block_state = attend(self.se, (x, f1, f2, f3), block_state)
-        if self.drop_path is not None:
-            y = self.drop_path(y)
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.act3(y + shortcut), (conv_state, block_state)
+        y, block_state = block_end(
+            y, self.bn3, self.se, (x, f1, f2), known(pooled, mean1, mean2), block_state, self.drop_path, shortcut, self.act3
+        )
+        return y, (conv_state, block_state)
+
+
+def inner(
+    block: Any, y: Tensor, norm: nn.Module, act: nn.Module, pooled: frozenset[int] | None, index: int
+) -> tuple[Tensor, Tensor | None]:
+    """Norm, drop block, activation and anti-aliasing behind the block's spatial convolution; the mean, where it came for free."""
+    if isinstance(block.drop_block, nn.Identity) and isinstance(block.aa, nn.Identity):
+        return norm_act(y, norm, act, pooled is not None and index in pooled)
+    return block.aa(act(block.drop_block(norm(y)))), None
+
+
+def known(pooled: frozenset[int] | None, *means: Tensor | None) -> dict[int, Tensor | None] | None:
+    """The pooled features before the last one, each with its mean if that is known; the block's input is never pooled before."""
+    return None if pooled is None else {i: (None, *means)[i] for i in pooled if i <= len(means)}
 
 
 class ResNet(Network, timm_resnet.ResNet):

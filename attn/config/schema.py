@@ -224,6 +224,11 @@ class Config:
     device: str = key("auto", "where to compute; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
     channels_last: bool = key(False, "memory layout NHWC: usually faster")
     compile: bool = key(False, "compile the model by `torch.compile`")
+    kernels: str = key(
+        "reference",
+        "how the ends of ResNets' blocks are computed: reference, module by module; fused, as one operator on the CPU, built by `python -m attn.kernels.build`; auto, fused where that is built",
+        choices=("reference", "auto", "fused"),
+    )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
     deterministic: bool = key(False, "replace or refuse operations that differ from run to run")
     save_every_steps: int | None = key(

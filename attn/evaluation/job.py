@@ -23,6 +23,7 @@ from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.evaluate import evaluate
 from attn.evaluation.scores import Scores
+from attn.kernels import BUILD
 from attn.models.options import options_of
 from attn.models.spec import locate
 from attn.runs import checkpoint, load
@@ -63,6 +64,12 @@ def run(request: Request) -> Scores:
             data = evaluation_data(cfg.data)
             names = class_names(data.dataset)
             expect_same_classes(content.get("classes"), names, f"checkpoint {path} and data.root={cfg.data.root}")
+        cfg = load.with_kernels_here(cfg)
+        if cfg.kernels != trained.kernels and ranks.first:
+            console.warn(
+                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules serve, equal up to "
+                f"rounding; {BUILD} builds it"
+            )
         model = load.build(cfg)
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format

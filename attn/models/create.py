@@ -21,6 +21,7 @@ from attn.backbones import families, family_of
 from attn.backbones.family import Family, Slot, Socket, adopt
 from attn.config import groups
 from attn.errors import reason
+from attn.kernels import Kernels, fused_devices
 from attn.models import spec
 from attn.models.options import check_options, options_of
 
@@ -32,6 +33,7 @@ def create_model(
     *,
     features_only: bool = False,
     out_indices: tuple[int, ...] | None = None,
+    kernels: Kernels = "reference",
     **timm_kwargs: Any,
 ) -> nn.Module:
     """Builds a timm network with attentions in its slots.
@@ -43,6 +45,9 @@ def create_model(
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps.
         out_indices: which maps `features_only` gives; all by default.
+        kernels: how the ends of ResNets' blocks are computed: `reference`, the modules one by one; `fused`, in two passes over
+            the map (`attn.kernels`) wherever a gate allows it; `auto`, fused if the form for this machine has been built.
+            Names of parameters and state dicts are the same, results equal up to rounding.
         timm_kwargs: an option of a named attention by its plain name, as in `create_model("resnet18", "se", reduction=8)`; the
             others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
             are loaded before the attentions are put in.
@@ -68,6 +73,7 @@ def create_model(
         if family is not None:
             adopt(model, family.classes)
             attach(model, family, wanted)
+            set_kernels(model, kernels)
         elif wanted.filled:
             known = ", ".join(sorted(f.network.__name__ for f in families()))
             raise ValueError(f"its network class {type(model).__name__} has no slots; supported are {known}")
@@ -133,6 +139,24 @@ def _with_option(node: Any, target: partial[Any], key: str, value: Any) -> Any:
         return node
     options = {name: _with_option(child, target, key, value) for name, child in node.keywords.items()}
     return partial(node.func, **(options | {key: value} if node is target else options))
+
+
+def set_kernels(model: nn.Module, kernels: Kernels) -> None:
+    """Lets the blocks that can run fused do so, or no longer; see `create_model`.
+
+    Raises:
+        ValueError: an unknown choice, or `fused` where nothing is built.
+    """
+    devices = fused_devices(kernels)
+    for module in model.modules():
+        if hasattr(type(module), "fused_on"):
+            module.fused_on = devices  # type: ignore[assignment]
+
+
+def fused_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
+    """How many blocks run fused for maps on a device and of a type, and how many are of a kind that can."""
+    blocks: list[Any] = [module for module in model.modules() if hasattr(type(module), "fused_on")]
+    return sum(block.runs_fused(device, dtype) for block in blocks), len(blocks)
 
 
 def check_input(model: nn.Module, image_size: int, training: bool = False) -> None:

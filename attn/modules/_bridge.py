@@ -17,7 +17,7 @@ Bridged = tuple[Tensor, ...] | None  # descriptors [N, C_i] of the convolutions 
 class Reach:
     """The layers that a site bridges: its block's own convolutions, and of those before as many as q asks for (eq. 10).
 
-    `widths` are their channels, in the order of the network.
+    `widths` are their channels, in the order of the network; `sources` says which of the block's features are bridged.
 
     Raises:
         ValueError: the block has one convolution alone, or q is below 1.
@@ -29,6 +29,7 @@ class Reach:
             raise ValueError(f"BA: q={q} must be 1 or more convolutions before the last, or null for all of the block's")
         self.q = q
         self.count = len(own) if q is None else min(q + 1, len(own))
+        self.sources = slice(-self.count, None)
         missing = 0 if q is None else min(q + 1 - self.count, len(earlier))
         self.before = missing
         self.widths = (*earlier[len(earlier) - missing :], *own[len(own) - self.count :])

@@ -54,6 +54,7 @@ class BA(Gate):
     ) -> None:
         super().__init__()
         self.reach = Reach(site, q, earlier)
+        self.sources = self.reach.sources
         widths, hidden = self.reach.widths, bridge_width(site, reduction, reduction_of)
         self.bridges = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden, bias=False), VectorBatchNorm(hidden)) for width in widths
@@ -71,10 +72,13 @@ class BA(Gate):
         return [self.squeeze(f) for f in feats]
 
     def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
-        descriptors, state = self.reach.collect(self.descriptors(self.reach.own(feats)), state)
-        squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
-        weights = self.gate(self.expand(self.act(sum(squeezed))))
+        weights, state = self.weigh(self.descriptors(feats[self.sources]), state)
         return self.scale(feats[-1], weights), state
+
+    def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
+        descriptors, state = self.reach.collect(descriptors, state)
+        squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
+        return self.gate(self.expand(self.act(sum(squeezed)))), state
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:

@@ -34,3 +34,6 @@ class BAFca(BA):
 
     def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
         return [dct(f) for dct, f in zip(self.dcts, feats, strict=True)]
+
+    def takes_moments(self) -> bool:
+        return False  # a frequency is no function of mean and variance

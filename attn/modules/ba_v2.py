@@ -43,6 +43,7 @@ class BAv2(Gate):
     ) -> None:
         super().__init__()
         self.reach = Reach(site, q, earlier)
+        self.sources = self.reach.sources
         widths, hidden = self.reach.widths, bridge_width(site, reduction, reduction_of)
         self.bridges = nn.ModuleList(nn.Linear(width, hidden, bias=False) for width in widths)
         self.select = nn.Linear(len(self.bridges), 1)
@@ -52,11 +53,14 @@ class BAv2(Gate):
         self.gate = activation(gate, "BA: gate")()
 
     def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
-        descriptors, state = self.reach.collect([self.squeeze(f) for f in self.reach.own(feats)], state)
+        weights, state = self.weigh([self.squeeze(f) for f in feats[self.sources]], state)
+        return self.scale(feats[-1], weights), state
+
+    def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
+        descriptors, state = self.reach.collect(descriptors, state)
         squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
         selected = self.select(torch.stack(squeezed, -1))[..., 0]
-        weights = self.gate(self.expand(self.act(self.norm(selected))))
-        return self.scale(feats[-1], weights), state
+        return self.gate(self.expand(self.act(self.norm(selected)))), state
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:

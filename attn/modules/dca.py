@@ -6,7 +6,7 @@ which squeeze otherwise, have files of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -132,7 +132,7 @@ def parameters_of(module: nn.Module, *parts: str) -> list[str]:
     return [name for name, _ in module.named_parameters() if name.partition(".")[0] in parts]
 
 
-class DCA(Attention):
+class DCA(Gate):
     """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the block before.
 
     The descriptor that the gate excites is the join of this block's and of the previous one's, scaled by that one's weights
@@ -186,10 +186,19 @@ class DCA(Attention):
         return parameters_of(self, "connect", "match") if self.first else []
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
-        own = self.base.squeeze(feats[-1])
-        joined = own
+        weights, handed_on = self.weigh([self.base.squeeze(feats[-1])], state)
+        return self.base.scale(feats[-1], weights), handed_on
+
+    def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
+        return self.base.squeeze_moments(mean, variance)
+
+    def takes_moments(self) -> bool:
+        return super().takes_moments() and self.base.takes_moments()
+
+    def weigh(self, descriptors: Sequence[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        joined = own = descriptors[-1]
         if state is not None:
             assert self.connect is not None, "a site with a previous one has a connection"
             joined = self.connect(own, state if self.match is None else self.match(state))
         weights = self.base.excite(joined)
-        return self.base.scale(feats[-1], weights), own * weights
+        return weights, own * weights

@@ -24,11 +24,15 @@ class SRM(Gate):
 
     def squeeze(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
+        return self.style_of(mean, variance)
+
+    def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
+        assert variance is not None, "that of the refined map is known"
+        return self.style_of(mean.float(), variance)
+
+    def style_of(self, mean: Tensor, variance: Tensor) -> Tensor:
         std = (variance + 1e-5).sqrt()
         return mean * self.style[:, 0] + std * self.style[:, 1]
 
     def excite(self, z: Tensor) -> Tensor:
         return self.norm(z).sigmoid()
-
-    def scale(self, x: Tensor, weights: Tensor) -> Tensor:
-        return super().scale(x, weights.to(x.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attn.config import parse
 from attn.config.schema import Config
 from attn.errors import UserError, reason
+from attn.kernels import Kernels, form_here
 from attn.models import spec
 from attn.models.create import check_input, create_model
 from attn.runs.checkpoint import BadCheckpoint, non_finite, read
@@ -126,9 +127,14 @@ def load(
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
     content = read(path, device)
-    model = build(trusted(load_config(content, path), trust, f"checkpoint {path}"))
+    model = build(with_kernels_here(trusted(load_config(content, path), trust, f"checkpoint {path}")))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()
+
+
+def with_kernels_here(cfg: Config) -> Config:
+    """The config of a run on this machine: what was trained fused runs fused where that is built, else as plain modules."""
+    return cfg if cfg.kernels == "reference" else replace(cfg, kernels=form_here("auto"))
 
 
 def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path) -> Mapping[str, Tensor]:
@@ -143,7 +149,16 @@ def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path)
     return averaged if averaged is not None and ema is not False else content["model"]
 
 
-RESERVED = {"attention", "num_classes", "features_only", "out_indices", "pretrained", "in_chans", "checkpoint_path"}
+RESERVED = {
+    "attention",
+    "num_classes",
+    "features_only",
+    "out_indices",
+    "pretrained",
+    "in_chans",
+    "checkpoint_path",
+    "kernels",
+}
 
 
 def build(cfg: Config, pretrained: bool = False) -> nn.Module:
@@ -157,10 +172,11 @@ def build(cfg: Config, pretrained: bool = False) -> nn.Module:
     reserved = sorted(RESERVED & set(options))
     if reserved:
         raise UserError(
-            f"backbone.{reserved[0]} cannot be set: the run decides it (data.num_classes, attention=, pretrained=)"
+            f"backbone.{reserved[0]} cannot be set: the run decides it (data.num_classes, attention=, pretrained=, kernels=)"
         )
     try:
-        model = create_model(name, cfg.attention, cfg.data.num_classes, pretrained=pretrained, **options)
+        kernels = cast(Kernels, cfg.kernels)
+        model = create_model(name, cfg.attention, cfg.data.num_classes, pretrained=pretrained, kernels=kernels, **options)
     except ValueError as error:
         raise UserError(f"attention={cfg.attention_name} {error}") from error
     if cfg.grad_checkpointing and not hasattr(model, "set_grad_checkpointing"):

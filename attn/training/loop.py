@@ -27,7 +27,7 @@ from attn.models.auxiliary import extra_loss
 from attn.runs import directory, views
 from attn.runs.wandb import Wandb
 from attn.training import optim
-from attn.training.setup import Job, find_checkpoint, prepare
+from attn.training.setup import Job, find_checkpoint, prepare, with_kernels
 from attn.training.state import Best, Meter
 from attn.training.stopping import StopRequest, finish, preempt, rescue, save, stop_non_finite
 
@@ -42,6 +42,7 @@ def train(cfg: Config) -> None:
     """
     run_dir = Path(cfg.run_dir)
     with launch(cfg.device, cfg.dist_timeout) as ranks, contextlib.ExitStack() as stack:
+        cfg = with_kernels(cfg, ranks)
         path: Path | None = None
         with fail_together(ranks):
             if ranks.first:

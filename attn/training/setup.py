@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from attn import console, rng
 from attn.config.schema import Config
 from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
-from attn.distributed import Ranks
+from attn.distributed import Ranks, fail_together
 from attn.errors import UserError
+from attn.kernels import BUILD, form_here
 from attn.models.auxiliary import extra_loss
-from attn.models.create import check_input, set_last_norm
+from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
 from attn.runs import checkpoint, directory, load, metrics, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
@@ -45,6 +46,20 @@ class Job:
     mixup: Mixup | None
     total_steps: int
     log: StepLog
+
+
+def with_kernels(cfg: Config, ranks: Ranks) -> Config:
+    """The config with the form of the kernels that is used: `auto` is fused if it is built for every rank.
+
+    Raises:
+        UserError: `fused`, and on some rank it is not built.
+    """
+    with fail_together(ranks):
+        form = form_here(cfg.kernels, ranks.device.type)
+    used = "fused" if all(other == "fused" for other in ranks.gather(form)) else "reference"
+    if cfg.kernels == "auto" and used == "reference" and ranks.first:
+        console.say(f"kernels=auto: reference is used, a fused form is not built for {ranks.device.type} here ({BUILD})")
+    return replace(cfg, kernels=used)
 
 
 def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
@@ -158,6 +173,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
         console.say(
             f"{cfg.backbone['name']} + {cfg.attention_name}: {parameters:.2f} M parameters, {len(data.dataset)} images"
         )
+        if cfg.kernels != "reference":
+            console.say(told_of_kernels(cfg, model, ranks.device))
     if cfg.compile:
         model.compile()
     net: nn.Module = model
@@ -172,6 +189,16 @@ def is_finished(cfg: Config, found: Mapping[str, Any], total: int, per_epoch: in
     if found["step"] >= total:
         return evaluated >= total
     return evaluated == found["step"] and Best(**found["best"]).outlasted(found["evaluated"], cfg.early_stop)
+
+
+def told_of_kernels(cfg: Config, model: nn.Module, device: torch.device) -> str:
+    """One line: how many of the model's blocks run fused."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, None: torch.float32}[cfg.schedule.amp]
+    fused, able = fused_blocks(model, device, dtype)
+    if not able:
+        return f"kernels={cfg.kernels}: no block is fused, {cfg.backbone['name']} has none that can be; plain modules serve"
+    rest = "" if fused == able else "; plain modules serve for the others"
+    return f"kernels={cfg.kernels}: {fused} of {able} blocks are fused on {device.type}{rest}"
 
 
 def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:

@@ -1,0 +1,46 @@
+"""The end of a block as one operator: batch norm, channel gate, shortcut and ReLU in two passes over the map, and two back.
+
+`ops` is the contract: two differentiable operators, registered with torch. `reference` is the same in plain PyTorch, for any
+device and type: their definition. `cpu` is the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU, which `build`
+compiles in an explicit step, `python -m attn.kernels.build`. `block` is the end of a residual block by these operators, and by
+plain modules wherever they do not apply.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Kernels = Literal["auto", "reference", "fused"]
+BUILD = "python -m attn.kernels.build"
+
+
+def form_here(kernels: str, device: str = "cpu") -> Literal["reference", "fused"]:
+    """What `auto` means on a machine, for maps on a type of device; any other choice stays.
+
+    Raises:
+        ValueError: as `fused_devices`.
+    """
+    devices = fused_devices(kernels)
+    return "fused" if kernels == "fused" or device in devices else "reference"
+
+
+def fused_devices(kernels: str) -> tuple[str, ...]:
+    """Types of the devices on which blocks run fused, for a choice of form.
+
+    Args:
+        kernels: `reference`: nowhere. `auto`: on the CPU if the C++ form is built, else nowhere. `fused`: the same, but it must
+            be built.
+
+    Raises:
+        ValueError: an unknown choice, or `fused` where nothing is built.
+    """
+    from attn.kernels import cpu
+
+    if kernels not in get_args(Kernels):
+        raise ValueError(f"kernels={kernels!r}; choose from {', '.join(get_args(Kernels))}")
+    if kernels == "reference":
+        return ()
+    built = cpu.library() is not None
+    if kernels == "fused" and not built:
+        raise ValueError(f"kernels={kernels}: the C++ form is not built here; build it by {BUILD}, or use kernels=auto")
+    return ("cpu",) if built else ()

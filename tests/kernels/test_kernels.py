@@ -1,0 +1,580 @@
+"""The end of a block as one operator: equal to the modules it stands for, in any form, and kept small."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+import attn
+from attn.attention import Gate, Site
+from attn.kernels import cpu, form_here, reference
+from attn.kernels.ops import affine, affine_backward, moments, moments_backward
+from attn.models.create import fused_blocks, set_kernels
+from attn.modules.dca import Printed
+from attn.modules.srm import SRM
+
+GATES = ["se", "eca", "srm", "ba", "ba_v2", "dca_se", "ge_theta_minus", "dreal"]
+SE = {"_target_": "attn.modules.se.SE"}
+SMALL = {"layers": (1, 2, 1, 1), "channels": (16, 32, 48, 64)}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(kernel_cache: Path) -> Any:
+    """The C++ form, built into a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(kernel_cache))
+        cpu.library.cache_clear()
+        yield
+    cpu.library.cache_clear()
+
+
+def model(name: Any, backbone: str = "resnet50", kernels: Any = "fused", **options: Any) -> nn.Module:
+    """A small network whose norms are not those of a fresh one."""
+    torch.manual_seed(0)
+    built = attn.create_model(backbone, name, 5, kernels=kernels, **{**SMALL, **options})
+    for module in built.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return built.to(memory_format=torch.channels_last)
+
+
+def both(name: Any, **options: Any) -> tuple[nn.Module, nn.Module]:
+    fused = model(name, **options)
+    plain = copy.deepcopy(fused)
+    set_kernels(plain, "reference")
+    return fused, plain
+
+
+def images(n: int = 4, side: int = 48, seed: int = 0) -> Tensor:
+    drawn = torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def ran_fused(net: nn.Module, x: Tensor) -> int:
+    """How many calls of the operators a forward pass makes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+        net(x)
+    return sum(event.count for event in profile.key_averages() if event.key == "attn::affine")
+
+
+def step(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, all gradients, all buffers."""
+    torch.manual_seed(1)
+    out = net(x)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    grads = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+    return out.detach(), grads, torch.cat([b.flatten().double() for b in net.buffers()])
+
+
+def as_exact(fused: nn.Module, plain: nn.Module, layout: torch.memory_format = torch.channels_last) -> None:
+    """A step from the same start, in both forms and in float64.
+
+    A value next to 0 may fall on ReLU's other side, in either form, and a single one moves gradients by more than rounding
+    does. It seldom happens: gradients are compared on several draws, and on one at least it must not have.
+    """
+    exact = copy.deepcopy(plain).double()
+    for seed in range(4):
+        x = images(seed=seed).contiguous(memory_format=layout)
+        for net in (fused, plain, exact):
+            net.zero_grad()
+        for one, other in zip(fused.buffers(), plain.buffers(), strict=True):
+            one.copy_(other)
+        ours, theirs, truth = step(fused, x), step(plain, x), step(exact, x.double())
+        assert distance(ours[0], truth[0]) < max(2 * distance(theirs[0], truth[0]), 1e-5)
+        assert distance(ours[2], truth[2]) < max(2 * distance(theirs[2], truth[2]), 1e-6)
+        if distance(ours[1], truth[1]) < max(2 * distance(theirs[1], truth[1]), 1e-5):
+            return
+    raise AssertionError("gradients differ by more than rounding on every draw")
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+# --- The operators, against their definition and against finite differences.
+
+
+def arguments(shape: tuple[int, ...], dtype: torch.dtype, layout: str, samples: bool = True) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    n, c, h, w = shape
+
+    def draw() -> Tensor:
+        x = torch.randn(n, c, h, w, generator=g).to(dtype)
+        if layout == "channels_last":
+            return x.contiguous(memory_format=torch.channels_last)
+        return x.transpose(2, 3).contiguous().transpose(2, 3) if layout == "permuted" else x
+
+    wide = reference.wide(draw())
+    rows = n if samples else 1
+    vectors = {"centre": torch.randn(c, generator=g), "scale": torch.randn(rows, c, generator=g)}
+    vectors["shift"] = torch.randn(rows, c, generator=g)
+    return {"y": draw() + 3, "shortcut": draw(), "grad": draw(), **{k: v.to(wide) for k, v in vectors.items()}}
+
+
+@settings(max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    layout=st.sampled_from(["channels_last", "contiguous", "permuted"]),
+    samples=st.booleans(),
+    relu=st.booleans(),
+    with_shortcut=st.booleans(),
+    pool=st.booleans(),
+)
+def test_compiled_operators_are_their_definition(
+    shape: Any, dtype: torch.dtype, layout: str, samples: bool, relu: bool, with_shortcut: bool, pool: bool
+) -> None:
+    a = arguments(shape, dtype, layout, samples)
+    y, shortcut = a["y"], a["shortcut"] if with_shortcut else None
+    assert cpu.serves(y)
+    tight = {"atol": 2e-5, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 0.06, "rtol": 0.02}
+    vectors = {"atol": 1e-4 * max(1, shape[2] * shape[3]), "rtol": 1e-5}
+    for one, other in zip(cpu.moments(y), reference.moments(y), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+    common = (a["centre"], a["scale"], a["shift"], shortcut, relu, pool)
+    out, pooled = cpu.affine(y, *common)
+    expected, expected_pooled = reference.affine(y, *common)
+    torch.testing.assert_close(out, expected, **tight)
+    torch.testing.assert_close(pooled, expected_pooled, atol=2e-5, rtol=2e-5)
+    assert out.is_contiguous(memory_format=reference.memory_format(y))
+    grad_pooled = torch.randn(shape[:2], generator=torch.Generator().manual_seed(1)) if pool else None
+    back = (a["grad"], grad_pooled, expected, y, a["centre"], a["scale"], relu, with_shortcut)
+    for i, (one, other) in enumerate(zip(cpu.affine_backward(*back), reference.affine_backward(*back), strict=True)):
+        torch.testing.assert_close(one, other, **(tight if i < 2 else vectors))
+    n, c = shape[:2]
+    mean, grad_mean, grad_var = (torch.randn(n, c, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    mu, grad_mu, grad_sigma2 = (torch.randn(c, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    rest = (a["grad"], y, mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)
+    torch.testing.assert_close(cpu.moments_backward(*rest), reference.moments_backward(*rest), **tight)
+
+
+def normalised(y: Tensor, weights: Tensor, shortcut: Tensor | None, relu: bool, pool: bool) -> tuple[Tensor, ...]:
+    """Batch norm with a gate of means and variances, by the operators."""
+    mean, var, mu, sigma2, through = moments(y)
+    scale = (sigma2 + 1e-5).rsqrt() * (weights * (mean - mu) + var.sqrt()).sigmoid()
+    return affine(y, through, mu, scale, scale * 0.3, shortcut, relu, pool)
+
+
+@pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, True), (False, True)])
+def test_gradients_are_those_of_finite_differences(relu: bool, pool: bool) -> None:
+    a = arguments((3, 4, 3, 2), torch.float64, "channels_last")
+    inputs = [a["y"], a["centre"], a["shortcut"]]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda y, w, r: normalised(y, w, r, relu, pool)[: 1 + pool], inputs)
+    shared = arguments((3, 4, 3, 2), torch.float64, "contiguous", samples=False)
+    tensors = [shared[k].requires_grad_() for k in ("y", "centre", "scale", "shift")]
+
+    def through(y: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return affine(y, moments(y)[4], centre, scale, shift, None, relu, False)[0]
+
+    assert torch.autograd.gradcheck(through, tensors)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_operators_are_what_torch_demands_of_one(layout: str) -> None:
+    a = arguments((2, 6, 5, 4), torch.float32, layout)
+    y, grad = a["y"].requires_grad_(), a["grad"]
+    mean, _, mu, _, through = moments(y.detach())
+    torch.library.opcheck(moments, (y,))
+    vectors = [torch.randn(2, 6), torch.randn(2, 6), torch.randn(6), torch.randn(6)]
+    torch.library.opcheck(moments_backward, (grad, y.detach(), mean, mu, *vectors))
+    parts = (through.clone().requires_grad_(), a["centre"], a["scale"].requires_grad_(), a["shift"].requires_grad_())
+    for shortcut, relu, pool in ((a["shortcut"].requires_grad_(), True, False), (None, True, True), (None, False, False)):
+        torch.library.opcheck(affine, (y.detach(), *parts, shortcut, relu, pool))
+    back = (grad, torch.randn(2, 6), a["y"].detach().relu(), y.detach(), a["centre"], a["scale"].detach())
+    torch.library.opcheck(affine_backward, (*back, True, True))
+
+
+def test_not_a_number_passes() -> None:
+    y = torch.randn(2, 3, 4, 4)
+    y[0, 1, 2, 2] = float("nan")
+    for layout in (torch.channels_last, torch.contiguous_format):
+        laid = y.contiguous(memory_format=layout)
+        mean, var, mu, sigma2 = cpu.moments(laid)
+        for vector in (mean[0], var[0], mu, sigma2):
+            assert vector.isnan().tolist() == [False, True, False]
+        out, _ = cpu.affine(laid, torch.zeros(3), torch.ones(1, 3), torch.zeros(1, 3), None, True, False)
+        assert torch.equal(out.isnan(), y.isnan())
+
+
+def test_large_means_keep_the_variance() -> None:
+    y = torch.randn(4, 8, 30, 30) + 1000
+    for layout in (torch.channels_last, torch.contiguous_format):
+        _, variance, _, sigma2 = cpu.moments(y.contiguous(memory_format=layout))
+        torch.testing.assert_close(sigma2.double(), y.double().var((0, 2, 3), correction=0), rtol=1e-5, atol=0)
+        torch.testing.assert_close(variance.double(), y.double().var((2, 3), correction=0), rtol=1e-5, atol=0)
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    a = arguments((3, 16, 20, 20), torch.float32, "channels_last")
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            back = (a["grad"], None, a["shortcut"], a["y"], a["centre"], a["scale"], True, True)
+            found.append([*cpu.moments(a["y"]), *cpu.affine_backward(*back)])
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+# --- The networks.
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet18"])
+@pytest.mark.parametrize("name", GATES)
+def test_fused_blocks_are_their_modules(name: str, backbone: str, layout: torch.memory_format) -> None:
+    fused, plain = (net.to(memory_format=layout) for net in both(name, backbone=backbone, drop_path_rate=0.2))
+    x = images().contiguous(memory_format=layout)
+    taps = (2 if backbone == "resnet50" else 1) if name.startswith("ba") else 0
+    assert ran_fused(copy.deepcopy(fused), x) == 5 * (1 + taps)
+    assert ran_fused(copy.deepcopy(plain), x) == 0
+    as_exact(fused, plain, layout)
+    for net in (fused, plain):
+        net.eval()
+    with torch.no_grad():
+        assert distance(fused(x), plain(x)) < 1e-5
+
+
+def dca_by_equations(connection: str) -> dict[str, Any]:
+    return {"block": {"_target_": "attn.modules.dca.DCA", "base": SE, "connection": connection, "form": "equations"}}
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        *(
+            {"block": {"_target_": f"attn.modules.{bridge}", "q": q}}
+            for bridge in ("ba.BA", "ba_v2.BAv2")
+            for q in (1, 2, 4)
+        ),
+        *(dca_by_equations(connection) for connection in ("direct", "softmax", "weighted")),
+    ],
+    ids=lambda attention: "-".join(str(v) for v in attention["block"].values() if not isinstance(v, dict)),
+)
+def test_forms_that_reach_over_blocks_are_their_modules(attention: dict[str, Any]) -> None:
+    fused, plain = both(attention)
+    for module in fused.modules():
+        if isinstance(module, Printed):
+            nn.init.constant_(module.alpha_beta, 0.7)
+    plain.load_state_dict(fused.state_dict())
+    q = attention["block"].get("q", 0)
+    assert ran_fused(copy.deepcopy(fused), images()) == 5 * (1 + min(q, 2))
+    as_exact(fused, plain)
+
+
+@pytest.mark.parametrize("name", ["se", "ba"])
+def test_frozen_norms_train(name: str) -> None:
+    fused, plain = both(name)
+    for net in (fused, plain):
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval().requires_grad_(False)
+    assert ran_fused(fused, images()) > 0
+    before = {name: buffer.clone() for name, buffer in fused.named_buffers()}
+    as_exact(fused, plain)
+    for name, buffer in fused.named_buffers():
+        assert ".se." in name or torch.equal(buffer, before[name]), name
+
+
+def test_bf16_is_as_exact_as_that_of_the_modules() -> None:
+    for name in ("se", "srm", "ba", "dca_se"):
+        fused, plain = both(name)
+        exact = copy.deepcopy(plain).double()
+        truth = step(exact, images(8).double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ran_fused(copy.deepcopy(fused), images(8)) > 0
+            ours, theirs = step(fused, images(8)), step(plain, images(8))
+        assert distance(ours[0], truth[0]) < 2 * distance(theirs[0], truth[0])
+        assert distance(ours[1], truth[1]) < 2 * distance(theirs[1], truth[1])
+    fused, plain = both("ba")
+    with torch.no_grad():
+        ours, theirs = fused.bfloat16().eval()(images().bfloat16()), plain.bfloat16().eval()(images().bfloat16())
+    assert ours.dtype == torch.bfloat16
+    assert distance(ours, theirs) < 0.05
+
+
+def without_statistics(norm: nn.BatchNorm2d) -> None:
+    norm.track_running_stats = False
+    norm.running_mean = norm.running_var = None
+
+
+def cumulative(norm: nn.BatchNorm2d) -> None:
+    norm.momentum = None
+
+
+def watched(norm: nn.BatchNorm2d) -> None:
+    norm.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [without_statistics, cumulative, watched])
+def test_other_norms_run_as_themselves(change: Any) -> None:
+    fused, plain = both("ba")
+    for net in (fused, plain):
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                change(module)
+    assert ran_fused(copy.deepcopy(fused), images()) == 0
+    for ours, theirs in zip(step(fused, images()), step(plain, images()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_run_as_themselves(dtype: torch.dtype) -> None:
+    fused, plain = (net.to(dtype).eval() for net in both("se"))
+    with torch.no_grad():
+        assert torch.equal(fused(images().to(dtype)), plain(images().to(dtype)))
+
+
+def test_sync_batch_norm_runs_as_itself() -> None:
+    fused, plain = both("ba")
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(fused).eval()
+    assert ran_fused(converted, images()) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(converted(images()), plain.eval()(images()))
+
+
+class Louder(SRM):
+    """Says how a map is scaled, and nothing of vectors."""
+
+    def scale(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().scale(x, 2 * weights)
+
+
+class Peak(Gate):
+    """Squeezes what no moment tells."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3))
+
+    def excite(self, z: Tensor) -> Tensor:
+        return z.sigmoid()
+
+
+class Mine(Gate):
+    """As in CONTRIBUTING.md."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+
+    def excite(self, z: Tensor) -> Tensor:
+        return z.sigmoid()
+
+
+@pytest.mark.parametrize(("gate", "fuses"), [(Louder, False), (Peak, False), (Mine, True)])
+def test_gates_that_say_more_than_vectors_run_as_themselves(gate: type, fuses: bool) -> None:
+    fused, plain = both({"block": gate})
+    assert (ran_fused(copy.deepcopy(fused), images()) > 0) is fuses
+    assert distance(step(fused, images())[0], step(plain, images())[0]) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "fuses"), [("none", 0), ("fca", 0), ("ba_fca", 0), ("cbam", 0), ("ba_ablation", 0)])
+def test_attentions_that_need_maps_run_as_themselves(name: str, fuses: int) -> None:
+    fused, plain = both(name)
+    assert ran_fused(copy.deepcopy(fused), images()) == fuses
+    assert torch.equal(step(fused, images())[1], step(plain, images())[1])
+
+
+@pytest.mark.parametrize("options", [{"act_layer": "silu"}, {"aa_layer": "blurpool"}, {"drop_block_rate": 0.1}])
+def test_variants_of_the_block(options: dict[str, Any]) -> None:
+    from timm.layers import BlurPool2d
+
+    options = {k: BlurPool2d if v == "blurpool" else v for k, v in options.items()}
+    fused, plain = both("ba", **options)
+    assert ran_fused(copy.deepcopy(fused), images()) > 0
+    for ours, theirs in zip(step(fused, images(side=64)), step(plain, images(side=64)), strict=True):
+        assert distance(ours, theirs) < 1e-4
+
+
+def test_one_image_and_one_pixel() -> None:
+    for name in ("se", "ba"):
+        fused, plain = both(name)
+        for ours, theirs in zip(step(fused, images(1, 64)), step(plain, images(1, 64)), strict=True):
+            assert distance(ours, theirs) < 1e-4
+        fused.zero_grad()
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            fused(images(1, 16))  # torch's own error, as without
+
+
+class Saved:
+    """A tensor that the graph keeps, as long as it does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_nothing_is_kept_that_the_plain_network_does_not_keep() -> None:
+    def kept(net: nn.Module) -> int:
+        own = {t.untyped_storage().data_ptr() for t in [*net.parameters(), *net.buffers()]}
+        saved: weakref.WeakSet[Saved] = weakref.WeakSet()
+
+        def pack(tensor: Tensor) -> Saved:
+            saved.add(holder := Saved(tensor))
+            return holder
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):
+            out = net(images(2, 128))  # alive, and with it what its backward needs
+        storages = {h.tensor.untyped_storage().data_ptr(): h.tensor.untyped_storage().nbytes() for h in saved}
+        assert out.requires_grad
+        return sum(size for address, size in storages.items() if address not in own)
+
+    full = {"layers": (3, 4, 6, 3), "channels": (64, 128, 256, 512)}
+    plain = kept(model(None, **full))
+    for name in ("se", "eca", "ba", "ba_v2", "dca_se"):
+        assert kept(model(name, **full)) <= 1.02 * plain
+    assert kept(model("srm", **full)) <= 1.025 * plain  # a third vector per channel: the deviation
+    assert kept(model("ba", kernels="reference", **full)) > 1.2 * plain
+
+
+@pytest.mark.parametrize("name", ["ba", "dca_se"])
+def test_compiled_and_exported(name: str) -> None:
+    fused, plain = both(name)
+    torch._dynamo.reset()
+    for ours, theirs in zip(
+        step(torch.compile(fused, fullgraph=True, backend="aot_eager"), images()), step(plain, images()), strict=True
+    ):
+        assert distance(ours, theirs) < 1e-5
+    fused.eval(), plain.eval()
+    with torch.no_grad():
+        exported = torch.export.export(fused, (images(),))
+        assert any("attn.affine" in str(node.target) for node in exported.graph.nodes)
+        assert distance(exported.module()(images()), plain(images())) < 1e-5
+
+
+def test_checkpointing_changes_nothing() -> None:
+    once, again = model("ba"), model("ba")
+    again.set_grad_checkpointing(True)
+    for ours, theirs in zip(step(again, images()), step(once, images()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_moving_averages_and_state_dicts() -> None:
+    fused, plain = both("dca_se")
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(fused.state_dict())
+    average = ModelEmaV3(fused, decay=0.5)
+    step(fused, images())
+    with torch.no_grad():
+        for parameter in fused.parameters():
+            parameter.add_(1.0)
+    average.update(fused)
+    assert ran_fused(average.module, images()) > 0
+    assert not torch.equal(average.module.eval()(images()), fused.eval()(images()))
+
+
+def test_a_step_is_the_same_twice() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        for one, other in zip(step(model("ba"), images()), step(model("ba"), images()), strict=True):
+            assert torch.equal(one, other)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_ddp() -> None:
+    fused, _ = both("ba")
+    alone, _ = both("ba")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(fused)
+        for one, other in zip(step(wrapped, images()), step(alone, images()), strict=True):
+            assert torch.equal(one, other)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- The choice, and the build.
+
+
+def test_the_choice() -> None:
+    assert attn.create_model("resnet18", "se").layer1[0].fused_on == ()
+    assert form_here("auto") == form_here("fused") == "fused"
+    assert form_here("auto", "cuda") == form_here("reference") == "reference"
+    assert model("se", kernels="auto").layer1[0].fused_on == ("cpu",)
+    assert model("se", kernels="reference").layer1[0].fused_on == ()
+    with pytest.raises(ValueError, match="kernels='quick'; choose from auto, reference, fused"):
+        attn.create_model("resnet18", "se", kernels="quick")
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "expected"),
+    [
+        ("ba", "resnet50", (5, 5)),
+        ("fca", "resnet50", (0, 5)),
+        (None, "resnet50", (0, 5)),
+        ({"block": {"_target_": "attn.modules.se.SE", "stages": [2]}}, "resnet18", (2, 5)),
+    ],
+)
+def test_fused_blocks_are_counted(name: Any, backbone: str, expected: tuple[int, int]) -> None:
+    net, cpu_device = model(name, backbone), torch.device("cpu")
+    assert fused_blocks(net, cpu_device, torch.float32) == fused_blocks(net, cpu_device, torch.bfloat16) == expected
+    assert (ran_fused(net, images()) > 0) is (expected[0] > 0)
+    for device, dtype in (("cuda", torch.float32), ("cpu", torch.float16)):
+        assert fused_blocks(net, torch.device(device), dtype)[0] == 0
+    set_kernels(net, "reference")
+    assert fused_blocks(net, cpu_device, torch.float32)[0] == 0
+    other = attn.create_model("mobilenetv3_small_050", "se", kernels="fused")
+    assert fused_blocks(other, cpu_device, torch.float32) == (0, 0)
+
+
+def test_without_the_build_the_reference_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, plain = both("ba")
+    expected = step(copy.deepcopy(plain), images())[0]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu.library.cache_clear()
+    try:
+        assert model("se", kernels="auto").layer1[0].fused_on == ()
+        with pytest.raises(ValueError, match=r"python -m attn\.kernels\.build"):
+            attn.create_model("resnet18", "se", kernels="fused")
+        assert distance(step(fused, images())[0], expected) < 1e-5  # one that was made on another machine
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        cpu.library.cache_clear()
+        monkeypatch.undo()
+
+
+def run_build(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "attn.kernels.build", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder), **env},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_build_says_what_it_did(tmp_path: Path) -> None:
+    first, second = run_build(tmp_path), run_build(tmp_path)
+    assert first.returncode == second.returncode == 0
+    assert first.stdout.startswith("kernels: built ")
+    assert second.stdout.rstrip().endswith("is there")
+    assert len(list((tmp_path / "attn").iterdir())) == 1
+    missing = run_build(tmp_path / "other", CXX="no-such-compiler")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("kernels: not built, no C++ compiler found (no-such-compiler)")
+    assert run_build(tmp_path / "other", "--optional", CXX="no-such-compiler").returncode == 0
+    failing = run_build(tmp_path / "other", CXX="false")
+    assert failing.stderr == "kernels: not built, false failed: exit status 1; the reference form serves\n"
+    assert list((tmp_path / "other").rglob("*.so")) == []
