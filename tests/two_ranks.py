@@ -20,7 +20,7 @@ from attn.models.spec import resolve_attention
 from attn.tables.build import Build
 from attn.training.loop import train_step
 from attn.training.setup import prepare
-from attn.training.stopping import StopRequest
+from attn.training.stop_request import StopRequest
 
 STEPS = 2
 SETTINGS = [
@@ -62,11 +62,11 @@ def main() -> None:
         cfg = config(build, run_dir)
         with launch(cfg.device, cfg.dist_timeout) as ranks, StopRequest() as request:
             with fail_together(ranks):
-                job = prepare(cfg, run_dir, ranks, None)
-            assert job is not None
-            with contextlib.closing(job.data.batches(0, STEPS, ranks)) as batches:
+                run = prepare(cfg, run_dir, ranks, request, None)
+            assert run is not None
+            with contextlib.closing(run.data.batches(0, STEPS, ranks)) as batches:
                 for _ in range(STEPS):
-                    train_step(cfg, run_dir, ranks, job, batches, request)
+                    train_step(run, batches)
             ranks.barrier()
             if ranks.first:
                 trained.append(name)

@@ -32,11 +32,6 @@ def correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return hits[:, 0].sum(), hits.sum()
 
 
-class EvaluationStopped(Exception):
-    """A rank was asked to stop before the end of the data set."""
-
-
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     dataset: Seeded,
@@ -45,17 +40,31 @@ def evaluate(
     workers: int | None,
     amp: str | None,
     channels_last: bool,
-    stop: Callable[[], bool] = lambda: False,
     metrics: Sequence[str] = (),
 ) -> Scores:
     """Evaluates a model, not wrapped in DDP; all ranks get the scores of the whole set.
 
     Args:
         metrics: further scores, by their names in `ClassCounts.scores`.
-
-    Raises:
-        EvaluationStopped: on all ranks, because `stop` was true on one.
     """
+    scores = evaluate_unless(lambda: False, model, dataset, ranks, batch_size, workers, amp, channels_last, metrics)
+    assert scores is not None, "nothing asks it to stop"
+    return scores
+
+
+@torch.inference_mode()
+def evaluate_unless(
+    stop: Callable[[], bool],
+    model: nn.Module,
+    dataset: Seeded,
+    ranks: Ranks,
+    batch_size: int,
+    workers: int | None,
+    amp: str | None,
+    channels_last: bool,
+    metrics: Sequence[str] = (),
+) -> Scores | None:
+    """As `evaluate`; None on all ranks if `stop` became true on one of them before the end."""
     training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=ranks.device)
@@ -81,7 +90,7 @@ def evaluate(
     model.train(training)
     count, correct1, correct5, loss_sum, stopped = ranks.sum(totals).tolist()
     if stopped:
-        raise EvaluationStopped
+        return None
     more = {}
     if metrics:
         # A rank without images does not know the number of classes.

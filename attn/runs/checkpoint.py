@@ -105,8 +105,8 @@ def expect_resumable(content: Mapping[str, Any], path: str | Path) -> None:
         )
 
 
-def newest(run_dir: Path) -> tuple[Path, list[str]] | None:
-    """The newest sound checkpoint of a run, and what is wrong with newer ones; None for a fresh directory.
+def newest(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The newest sound checkpoint of a run, its content, and what is wrong with newer ones; None for a fresh directory.
 
     The damaged ones are put aside as `NAME.damaged`, so that the next save cannot put one in the place of a sound one.
 
@@ -120,14 +120,14 @@ def newest(run_dir: Path) -> tuple[Path, list[str]] | None:
         if not path.exists():
             continue
         try:
-            read(path)
+            content = read(path)
         except BadCheckpoint as error:
             problems.append(str(error))
             damaged.append(path)
             continue
         for bad in damaged:
             os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
-        return path, problems
+        return path, content, problems
     if problems:
         raise BadCheckpoint(
             f"{'; '.join(problems)}; no sound checkpoint is left in {run_dir}: remove them to start again, or use another run_dir"

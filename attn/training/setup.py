@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,21 +31,22 @@ from attn.runs import checkpoint, directory, load, metrics, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
 from attn.training import optim
+from attn.training.run import Run
 from attn.training.state import Best, State
+from attn.training.stop_request import StopRequest
 from attn.training.stopping import finish
 
 
-@dataclass
-class Job:
-    """What `prepare` makes of a config."""
+class Found(NamedTuple):
+    """The checkpoint that a run continues from; each rank reads it once."""
 
-    data: TrainData
-    val: Seeded
-    state: State
-    net: nn.Module  # the model as it is called in training: DDP around it on several ranks
-    mixup: Mixup | None
-    total_steps: int
-    log: StepLog
+    path: Path
+    content: dict[str, Any]
+
+
+def read_found(path: Path | None) -> Found | None:
+    """The checkpoint at the path that the first rank chose."""
+    return None if path is None else Found(path, checkpoint.read(path))
 
 
 def with_kernels(cfg: Config, ranks: Ranks) -> Config:
@@ -62,7 +63,7 @@ def with_kernels(cfg: Config, ranks: Ranks) -> Config:
     return replace(cfg, kernels=used)
 
 
-def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
+def find_checkpoint(cfg: Config, run_dir: Path) -> Found | None:
     """The checkpoint to continue from, by `resume`; the run's own goes before one from elsewhere.
 
     Raises:
@@ -75,17 +76,18 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
                 f"resume=never, but {run_dir} holds a run: remove it, choose another run_dir=, or use resume=auto"
             )
         return None
-    path: Path | None = None
+    found: Found | None = None
     if cfg.resume != "auto" and Path(cfg.resume).resolve().parent == run_dir.resolve():
-        path = Path(cfg.resume)  # back to an older one of this run
+        found = read_found(Path(cfg.resume))  # back to an older one of this run
     else:
         newest = checkpoint.newest(run_dir)
         if newest is not None:
-            path, problems = newest
-            for problem in problems:
-                console.warn(f"{problem}; going back to {path}")
+            found = Found(*newest[:2])
+            for problem in newest[2]:
+                console.warn(f"{problem}; going back to {found.path}")
         elif cfg.resume != "auto":
-            path = Path(cfg.resume)
+            found = read_found(Path(cfg.resume))
+    path = None if found is None else found.path
     own = None if path is None or path.resolve().parent != run_dir.resolve() else path
     asked = own is not None and cfg.resume != "auto" and Path(cfg.resume).resolve() == own.resolve()
     if (run_dir / directory.DONE).exists() and not asked and (own is None or own.name != LAST):
@@ -94,51 +96,87 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Path | None:
             f"{run_dir} is finished, but its {LAST} is gone or damaged, and {left}: nothing was trained again; remove "
             f"{run_dir / directory.DONE} to do so, or choose another run_dir="
         )
-    if path is None:
+    if found is None:
         return None
-    changed = directory.differences(load.load_config(checkpoint.read(path), path), cfg)
+    changed = directory.differences(load.load_config(found.content, found.path), cfg)
     if changed and not cfg.force:
         raise UserError(
             f"{path} was made with another config ({'; '.join(changed)}): use the old values, another run_dir=, or force=true"
         )
-    return path
+    return found
 
 
-def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job | None:
-    """Opens the data, builds the model, takes up the checkpoint at `path`; None if the run is finished already."""
-    found = None if path is None else checkpoint.read(path)
+def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, found: Found | None) -> Run | None:
+    """Opens the data, builds the model, takes up the checkpoint that was found; None if the run is finished already.
+
+    Raises:
+        UserError, ValueError: data, model, checkpoint and config do not fit.
+    """
     if found is not None:
-        checkpoint.expect_resumable(found, str(path))
+        checkpoint.expect_resumable(found.content, str(found.path))
     schedule = cfg.schedule
     data = train_data(cfg.data, schedule.batch_size, schedule.accumulate, cfg.seed, ranks)
     val = evaluation_data(cfg.data)
-    classes, other = class_names(data.dataset.dataset), class_names(val.dataset)
-    where = f"data={cfg.data.name} data.root={cfg.data.root}:"
-    expect_same_classes(classes, other, f"{where} {cfg.data.train_split} and {cfg.data.val_split}")
-    if found is not None:
-        expect_same_classes(found.get("classes"), classes, f"{where} checkpoint {path} and these images")
+    classes = check_classes(cfg, data, val, found)
     mixup = build_mixup(cfg, ranks)
     total = optim.total_steps(schedule, data.steps_per_epoch)
-    over = found is not None and is_finished(cfg, found, total, data.steps_per_epoch)
-    if over and path is not None and path.resolve().parent != run_dir.resolve():
+    over = found is not None and is_finished(cfg, found.content, total, data.steps_per_epoch)
+    if over and found is not None and found.path.resolve().parent != run_dir.resolve():
         raise ValueError(
-            f"resume={path} is finished: its {total // data.steps_per_epoch} epochs are all that schedule.epochs="
+            f"resume={found.path} is finished: its {total // data.steps_per_epoch} epochs are all that schedule.epochs="
             f"{schedule.epochs} asks for, and nothing is left to train in {run_dir}; raise schedule.epochs to train on, or "
-            f"evaluate it: eval.py checkpoint={path}"
+            f"evaluate it: eval.py checkpoint={found.path}"
         )
     if ranks.first:
-        bring_metrics(run_dir, found)
-        steps.rewind_steps(run_dir, found["step"] if found is not None else 0)
+        rewind(run_dir, None if found is None else found.content)
     if found is not None and over:
-        load.expect_finite(found["model"], str(path))
+        load.expect_finite(found.content["model"], str(found.path))
         if ranks.first:
-            console.say(f"finished already: {found['evaluated']} epochs in {run_dir}")
-            finish(cfg, run_dir, Best(**found["best"]))
+            console.say(f"finished already: {found.content['evaluated']} epochs in {run_dir}")
+            finish(cfg, run_dir, Best(**found.content["best"]))
         return None
+    model = build_model(cfg, ranks, fresh=found is None)
+    state = build_state(cfg, ranks, model, classes)
+    if found is not None:
+        continue_from(found, state, cfg, run_dir, ranks, total)
+    if ranks.first:
+        (run_dir / directory.DONE).unlink(missing_ok=True)
+        directory.write_config(run_dir, cfg)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        images = f"{len(data.dataset)} images"
+        console.say(f"{cfg.backbone['name']} + {cfg.attention_name}: {parameters:.2f} M parameters, {images}")
+        if cfg.kernels != "reference":
+            console.say(told_of_kernels(cfg, model, ranks.device))
+    return Run(cfg, run_dir, ranks, request, data, val, state, wrap(cfg, ranks, model), mixup, total, StepLog(run_dir))
 
+
+def check_classes(cfg: Config, data: TrainData, val: Seeded, found: Found | None) -> list[str] | None:
+    """The names of the classes, the same in training, validation and checkpoint; None where the data set names none.
+
+    Raises:
+        ValueError: they differ.
+    """
+    classes = class_names(data.dataset.dataset)
+    where = f"data={cfg.data.name} data.root={cfg.data.root}:"
+    expect_same_classes(classes, class_names(val.dataset), f"{where} {cfg.data.train_split} and {cfg.data.val_split}")
+    if found is not None:
+        expect_same_classes(found.content.get("classes"), classes, f"{where} checkpoint {found.path} and these images")
+    return classes
+
+
+def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
+    """The model on its device, with weights as at the start of a run.
+
+    Args:
+        fresh: no checkpoint follows, so that `pretrained` counts.
+
+    Raises:
+        UserError, ValueError: backbone, attention, images and ranks do not fit.
+    """
+    schedule = cfg.schedule
     set_determinism(cfg.deterministic)
     rng.seed_everything(cfg.seed, "initialisation")
-    model: Any = load.build(cfg, pretrained=cfg.pretrained and found is None)
+    model: Any = load.build(cfg, pretrained=cfg.pretrained and fresh)
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
@@ -152,35 +190,39 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
             model = convert_sync_batchnorm(model)
     if cfg.grad_checkpointing:
         model.set_grad_checkpointing(True)
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    model = model.to(ranks.device, memory_format=layout)
+    return model.to(ranks.device, memory_format=torch.channels_last if cfg.channels_last else torch.contiguous_format)
+
+
+def build_state(cfg: Config, ranks: Ranks, model: nn.Module, classes: list[str] | None) -> State:
+    """Everything that training changes, as at the start of a run."""
+    schedule = cfg.schedule
     ema = None if schedule.ema_decay is None else ModelEmaV3(model, decay=schedule.ema_decay)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=schedule.amp == "fp16")
     optimizer = optim.build_optimizer(schedule, model)
-    state = State(model, ema, optimizer, scaler, best=Best(monitor=cfg.monitor), classes=classes)
-    if found is not None:
-        state.load_state_dict(found, str(path))
-        if state.best.monitor != cfg.monitor:  # by force: scores of two kinds cannot be compared
-            state.best = Best(monitor=cfg.monitor)
-        if ranks.first:
-            state.history = [*metrics.read_metrics(run_dir), *state.rows]
-        if ranks.first:
-            console.say(f"continuing from {path} at step {state.step} of {total}")
+    return State(model, ema, optimizer, scaler, best=Best(monitor=cfg.monitor), classes=classes)
+
+
+def continue_from(found: Found, state: State, cfg: Config, run_dir: Path, ranks: Ranks, total: int) -> None:
+    """Takes everything from a checkpoint, and says so.
+
+    Raises:
+        BadCheckpoint: it is of another architecture or optimizer.
+    """
+    state.load_state_dict(found.content, str(found.path))
+    if state.best.monitor != cfg.monitor:  # by force: scores of two kinds cannot be compared
+        state.best = Best(monitor=cfg.monitor)
     if ranks.first:
-        (run_dir / directory.DONE).unlink(missing_ok=True)
-        directory.write_config(run_dir, cfg)
-        parameters = sum(p.numel() for p in model.parameters()) / 1e6
-        console.say(
-            f"{cfg.backbone['name']} + {cfg.attention_name}: {parameters:.2f} M parameters, {len(data.dataset)} images"
-        )
-        if cfg.kernels != "reference":
-            console.say(told_of_kernels(cfg, model, ranks.device))
+        state.history = [*metrics.read_metrics(run_dir), *state.rows]
+        console.say(f"continuing from {found.path} at step {state.step} of {total}")
+
+
+def wrap(cfg: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
+    """The model as it is called in training: compiled if asked for, in DDP on several ranks."""
     if cfg.compile:
         model.compile()
-    net: nn.Module = model
-    if ranks.world > 1:
-        net = DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
-    return Job(data, val, state, net, mixup, total, StepLog(run_dir))
+    if ranks.world == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
 
 
 def is_finished(cfg: Config, found: Mapping[str, Any], total: int, per_epoch: int) -> bool:
@@ -209,15 +251,16 @@ def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:
     return F.cross_entropy(logits, targets) + extra_loss(model, images, targets, logits)
 
 
-def bring_metrics(run_dir: Path, found: dict[str, Any] | None) -> None:
-    """Brings metrics.jsonl to where the checkpoint is, and says what was wrong with it; see `metrics.rewind_metrics`."""
-    if found is None:
+def rewind(run_dir: Path, content: Mapping[str, Any] | None) -> None:
+    """Brings metrics.jsonl and steps.jsonl to where the checkpoint is, and says what was wrong with them."""
+    if content is None:
         told = metrics.rewind_metrics(run_dir, 0)
     else:
-        pending = [row["epoch"] for row in found["rows"]]
-        told = metrics.rewind_metrics(run_dir, found["evaluated"], found.get("history", ()), pending)
+        pending = [row["epoch"] for row in content["rows"]]
+        told = metrics.rewind_metrics(run_dir, content["evaluated"], content.get("history", ()), pending)
     for line in told:
         console.warn(line)
+    steps.rewind_steps(run_dir, 0 if content is None else content["step"])
 
 
 def check_single_image(cfg: Config, model: nn.Module) -> None:

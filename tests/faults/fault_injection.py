@@ -14,7 +14,7 @@ import torch
 from attn.data import loader
 from attn.evaluation import evaluate
 from attn.runs import checkpoint
-from attn.training import loop, state
+from attn.training import epoch, loop, state
 
 SIGKILL = int(signal.SIGKILL)
 
@@ -54,7 +54,7 @@ def signal_in_evaluation(nth: int, number: int = SIGKILL) -> Callable[[], None]:
 
 def _signal_in_evaluation(nth: int, number: int) -> None:
     calls = {"evaluate": 0, "sent": 0}
-    _wrap(loop, "evaluate", lambda *_, **__: calls.update(evaluate=calls["evaluate"] + 1))
+    _wrap(epoch, "evaluate_unless", lambda *_, **__: calls.update(evaluate=calls["evaluate"] + 1))
 
     def at_batch(*_: Any, **__: Any) -> None:
         if calls["evaluate"] == nth and not calls["sent"]:

@@ -12,12 +12,15 @@ from fault_harness import PER_EPOCH, TINY, Run, compose_config, finished
 from fault_injection import first_scale, nan_loss
 from timm.utils import ModelEmaV3
 
-from attn.data.loader import train_data
+from attn.data.loader import TrainData, evaluation_data, train_data
 from attn.distributed import Ranks
 from attn.errors import TrainingStopped
 from attn.runs import checkpoint, load, metrics
+from attn.runs.steps import StepLog
 from attn.training import optim, stopping
+from attn.training import run as training_run
 from attn.training.state import State
+from attn.training.stop_request import StopRequest
 
 
 def is_finite(content: dict) -> bool:
@@ -94,7 +97,10 @@ def test_a_nan_is_caught_at_the_save(tmp_path: Path, where: str) -> None:
     state.optimizer.zero_grad()
     sum(p.sum() for p in model.parameters()).backward()
     state.optimizer.step()
-    stopping.save(cfg, tmp_path, state)
+    ranks, data = Ranks(0, 1, torch.device("cpu")), evaluation_data(cfg.data)
+    training = TrainData(data, 8, 1, 0, 0)
+    run = training_run.Run(cfg, tmp_path, ranks, StopRequest(), training, data, state, model, None, 9, StepLog(tmp_path))
+    stopping.save(run)
     before = (tmp_path / "last.pt").read_bytes()
     if where == "optimizer":
         next(iter(state.optimizer.state.values()))["momentum_buffer"].view(-1)[0] = math.nan
@@ -103,5 +109,5 @@ def test_a_nan_is_caught_at_the_save(tmp_path: Path, where: str) -> None:
         module.get_buffer("bn1.running_var")[3] = math.inf
     name = {"optimizer": "momentum_buffer", "model": "model.bn1.running_var", "ema": "ema.bn1.running_var"}[where]
     with pytest.raises(TrainingStopped, match=f"step 7: .*{name} is not finite; not saved"):
-        stopping.save(cfg, tmp_path, state)
+        stopping.save(run)
     assert (tmp_path / "last.pt").read_bytes() == before

@@ -137,7 +137,9 @@ def test_a_run_from_before_an_option_existed_is_continued(tmp_path: Path) -> Non
     cfg = composed("data=digits", "attention=dca_se")
     old: Any = OmegaConf.to_container(before(cfg, "attention.block.form"))
     checkpoint.save({"model": {}, "config": old}, tmp_path, best=False)
-    assert find_checkpoint(parse.parse(cfg), tmp_path) == tmp_path / "last.pt"
+    found = find_checkpoint(parse.parse(cfg), tmp_path)
+    assert found is not None
+    assert found.path == tmp_path / "last.pt"
     cfg.attention.block.form = "equations"
     with pytest.raises(UserError, match=r"attention\.block\.form: None -> equations"):
         find_checkpoint(parse.parse(cfg), tmp_path)

@@ -25,7 +25,9 @@ from attn.errors import TrainingStopped
 from attn.evaluation.evaluate import Scores
 from attn.models.create import set_last_norm
 from attn.runs import checkpoint, load, metrics
+from attn.training import epoch as epoch_end
 from attn.training import loop, setup
+from attn.training.stop_request import StopRequest
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 PER_EPOCH, STEPS, CLASSES = 3, 6, 8
@@ -220,7 +222,7 @@ def test_two_skipped_steps_in_a_row_are_too_many(tmp_path: Path, monkeypatch: py
 
 def test_best_is_that_of_the_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([90, 20, 10, 50, 70, 30])  # of the weights and of the averaged ones, epoch by epoch
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Scores(100, next(scores), 100, 1.0))
+    monkeypatch.setattr(epoch_end, "evaluate_unless", lambda *_, **__: Scores(100, next(scores), 100, 1.0))
     found = trained(config(tmp_path, *SGD, "schedule.epochs=3"))
     rows = metrics.read_metrics(tmp_path)
     assert [(row["val_top1"], row["ema_val_top1"]) for row in rows] == [(90, 20), (10, 50), (70, 30)]
@@ -241,12 +243,12 @@ def test_every_step_part_rank_and_seed_draws_its_own_numbers(tmp_path: Path, mon
 
     def draws(seed: int, rank: int) -> list[float]:
         cfg = config(tmp_path / f"{seed}-{rank}-{len(drawn)}", f"seed={seed}")
-        job = setup.prepare(cfg, tmp_path, CPU, None)
-        assert job is not None
+        run = setup.prepare(cfg, tmp_path, Ranks(rank, 1, CPU.device), StopRequest(), None)
+        assert run is not None
         parts = iter([part for step in step_batches(cfg)[:2] for part in step])
         start = len(drawn)
         for _ in range(2):
-            loop.train_step(cfg, tmp_path, Ranks(rank, 1, CPU.device), job, parts, loop.StopRequest())
+            loop.train_step(run, parts)
         return drawn[start:]
 
     found = [number for seed in (0, 1) for rank in (0, 1) for number in draws(seed, rank)]

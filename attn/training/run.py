@@ -1,0 +1,54 @@
+"""What a run is while it trains: one object that every step, every save and every ending gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.data import Mixup
+from torch import nn
+
+from attn.config.schema import Config
+from attn.data.loader import Seeded, TrainData
+from attn.distributed import Ranks
+from attn.runs.steps import StepLog
+from attn.runs.wandb import Wandb
+from attn.training.state import State
+from attn.training.stop_request import StopRequest
+
+
+@dataclass
+class Run:
+    """A run on one rank.
+
+    Attributes:
+        cfg: what was asked for.
+        directory: where it lies; the first rank writes there.
+        ranks: this rank among all.
+        request: whether this rank was asked to stop.
+        data, val: training and validation images.
+        state: all that training changes and a checkpoint holds.
+        net: the model as it is called in training: DDP around it on several ranks.
+        mixup: timm's mixup and cutmix, if they are on.
+        total_steps: optimizer steps of the whole training.
+        log: the lines of steps.jsonl.
+        mirror: Weights & Biases, on the first rank if it is on.
+    """
+
+    cfg: Config
+    directory: Path
+    ranks: Ranks
+    request: StopRequest
+    data: TrainData
+    val: Seeded
+    state: State
+    net: nn.Module
+    mixup: Mixup | None
+    total_steps: int
+    log: StepLog
+    mirror: Wandb | None = None
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images of one forward pass on this rank, in training and validation."""
+        return max(1, self.cfg.schedule.batch_size // (self.ranks.world * self.cfg.schedule.accumulate))
