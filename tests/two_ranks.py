@@ -31,7 +31,7 @@ SETTINGS = [
     "data.samples=16",
     "data.workers=0",
 ]
-SETTINGS += ["schedule.batch_size=8", "device=cpu", "logger=none"]
+SETTINGS += ["schedule.batch_size=8", "schedule.lr=1e-4", "device=cpu", "logger=none"]
 NARROW = ["++backbone.layers=[2,1,1,1]", "++backbone.channels=[32,32,32,32]", "++backbone.stem_width=32"]
 
 
