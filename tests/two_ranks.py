@@ -56,8 +56,8 @@ def config(build: Build, run_dir: Path) -> Config:
 
 def main() -> None:
     trained = []
-    for name, build in chosen().items():
-        run_dir = Path(sys.argv[1]) / name.replace("/", "_")
+    for number, (name, build) in enumerate(chosen().items()):
+        run_dir = Path(sys.argv[1]) / str(number)
         run_dir.mkdir(parents=True, exist_ok=True)
         cfg = config(build, run_dir)
         with launch(cfg.device, cfg.dist_timeout) as ranks, StopRequest() as request:
