@@ -132,6 +132,10 @@ def merge(cfg: Config, options: Mapping[str, Any]) -> None:
     Raises:
         UserError: an override does not fit the config.
     """
+    # MMEngine knows no `X=None X.y=...`, which starts a mapping anew whatever X was.
+    anew = [key for key, value in options.items() if value is None and any(k.startswith(f"{key}.") for k in options)]
+    cfg.merge_from_dict(dict.fromkeys(anew))
+    options = {k: v for k, v in options.items() if k not in anew} | {f"{key}._delete_": True for key in anew}
     name = "model.backbone.attention"
     if any(key.startswith(f"{name}.") for key in options) and isinstance(_part(cfg, "backbone").get("attention"), str):
         raise UserError(

@@ -31,7 +31,7 @@ SETTINGS = [
     "data.samples=16",
     "data.workers=0",
 ]
-SETTINGS += ["schedule.batch_size=8", "device=cpu", "logger=none"]
+SETTINGS += ["schedule.batch_size=8", "schedule.lr=1e-4", "device=cpu", "logger=none"]
 NARROW = ["++backbone.layers=[2,1,1,1]", "++backbone.channels=[32,32,32,32]", "++backbone.stem_width=32"]
 
 
@@ -56,8 +56,8 @@ def config(build: Build, run_dir: Path) -> Config:
 
 def main() -> None:
     trained = []
-    for name, build in chosen().items():
-        run_dir = Path(sys.argv[1]) / name.replace("/", "_")
+    for number, (name, build) in enumerate(chosen().items()):
+        run_dir = Path(sys.argv[1]) / str(number)
         run_dir.mkdir(parents=True, exist_ok=True)
         cfg = config(build, run_dir)
         with launch(cfg.device, cfg.dist_timeout) as ranks, StopRequest() as request:

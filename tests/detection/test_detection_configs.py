@@ -137,6 +137,9 @@ def test_a_key_of_a_named_attention_is_explained() -> None:
     cfg = Config.fromfile(str(CONFIGS / "rows" / "ba_net_faster_rcnn_r50_ba.py"))
     with pytest.raises(UserError, match=r"is the name 'ba' in the config and has no keys: give a whole mapping"):
         cli.merge(cfg, {"model.backbone.attention.block.reduction": 8})
+    whole = {"model.backbone.attention": None, "model.backbone.attention.block._target_": "attn.modules.se.SE"}
+    cli.merge(cfg, whole)
+    assert cfg.model.backbone.attention == {"block": {"_target_": "attn.modules.se.SE"}}
 
 
 def test_configs_are_found_by_name_and_typos_are_answered() -> None:
