@@ -1,20 +1,44 @@
-"""What a run says on the terminal."""
+"""What a run says on the terminal.
+
+All of it goes through the logger `attn`: `logging.getLogger("attn").setLevel("WARNING")` silences progress, and a handler of
+your own in place of `Terminal` sends it elsewhere.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 from collections.abc import Iterator
 
+LOGGER = logging.getLogger("attn")
+
+
+class Terminal(logging.Handler):
+    """Prints messages as plain lines: warnings to stderr, after the word `warning`, all others to stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            print(record.getMessage(), flush=True)
+
+
+if not LOGGER.handlers:
+    LOGGER.addHandler(Terminal())
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+
 
 def say(text: str) -> None:
-    """A line on the console, at once."""
-    print(text, flush=True)
+    """A line on the terminal, at once."""
+    LOGGER.info("%s", text)
 
 
 def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    """A line on stderr, at once."""
+    LOGGER.warning("%s", text)
 
 
 @contextlib.contextmanager
