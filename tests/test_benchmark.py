@@ -11,6 +11,7 @@ from commands import Command
 from attn.kernels import cpu
 
 
+@pytest.mark.slow
 def test_a_step_beside_the_plain_backbones(
     in_process: Command, kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
