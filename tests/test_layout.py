@@ -11,7 +11,19 @@ from commands import ROOT
 
 PACKAGE = ROOT / "attn"
 # Each may import those before it.
-ROOMS = ["errors", "rng", "console", "attention", "kernels", "modules", "backbones", "config", "models", "distributed", "data"]
+ROOMS = [
+    "errors",
+    "rng",
+    "console",
+    "attention",
+    "kernels",
+    "modules",
+    "backbones",
+    "config",
+    "models",
+    "distributed",
+    "data",
+]
 ROOMS += ["runs", "evaluation", "tables", "training", "eval", "train"]
 
 

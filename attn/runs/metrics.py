@@ -57,7 +57,7 @@ def parse_metrics(run_dir: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def rewind_metrics(
-    run_dir: Path, epoch: int, history: Iterable[dict[str, Any]] = (), pending: Collection[int] = ()
+    run_dir: Path, epoch: int | None, history: Iterable[dict[str, Any]] = (), pending: Collection[int] = ()
 ) -> list[str]:
     """Brings `metrics.jsonl` to where a checkpoint is: what came after it is computed again, what is missing is restored.
 
@@ -66,7 +66,7 @@ def rewind_metrics(
 
     Args:
         run_dir: folder of the run.
-        epoch: epochs that the checkpoint has evaluated.
+        epoch: epochs that the checkpoint has evaluated; None if there is no checkpoint.
         history: the rows that the checkpoint knows.
         pending: epochs among them that are written later.
 
@@ -74,15 +74,16 @@ def rewind_metrics(
         What was found and done, a line each; nothing where the file was as it should be.
 
     Raises:
-        UserError: there are rows, and `epoch` is 0: a run must not silently start again.
+        UserError: there are rows, and no checkpoint: a run must not silently start again.
     """
     path = run_dir / METRICS
     rows, damaged = parse_metrics(run_dir)
-    if epoch == 0 and (rows or damaged):
+    if epoch is None and (rows or damaged):
         raise UserError(
             f"{path} holds {len(rows) or 'unreadable'} epochs, but {run_dir} has no checkpoint that knows them: "
             f"remove {path} to start again, or choose another run_dir="
         )
+    epoch = epoch or 0
     known = {row["epoch"]: row for row in rows if row["epoch"] <= epoch}
     restored = [row for row in history if row["epoch"] <= epoch and row["epoch"] not in {*known, *pending}]
     repeated = len(known) < sum(row["epoch"] <= epoch for row in rows)

@@ -254,7 +254,7 @@ def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:
 def rewind(run_dir: Path, content: Mapping[str, Any] | None) -> None:
     """Brings metrics.jsonl and steps.jsonl to where the checkpoint is, and says what was wrong with them."""
     if content is None:
-        told = metrics.rewind_metrics(run_dir, 0)
+        told = metrics.rewind_metrics(run_dir, None)
     else:
         pending = [row["epoch"] for row in content["rows"]]
         told = metrics.rewind_metrics(run_dir, content["evaluated"], content.get("history", ()), pending)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from commands import patience
 from fault_harness import ROOT, TINY, Run, finished
 from PIL import Image
 
+from attn.data import imagefolder
 from attn.data.imagefolder import DecodeError, Folder, UnreadableImage, decode, read_bytes, read_rgb
 from attn.runs import metrics
 from attn.runs.fingerprint import fingerprint
@@ -121,20 +124,23 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_file_system_that_stumbles_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, calls, real = tmp_path / "image.png", [], Path.read_bytes
+    path, calls, real = tmp_path / "image.png", [], open
     path.write_bytes(encoded(picture(), "PNG"))
 
-    def stumbling(self: Path) -> bytes:
-        calls.append(self)
+    def stumbling(handle: int, mode: str) -> Any:
+        calls.append(handle)
         if len(calls) < 3:
+            os.close(handle)
             raise OSError(5, "Input/output error")
-        return real(self)
+        return real(handle, mode)
 
     monkeypatch.setattr("attn.data.imagefolder.time.sleep", lambda _: None)
-    monkeypatch.setattr(Path, "read_bytes", stumbling)
+    monkeypatch.setattr(imagefolder, "open", stumbling, raising=False)
     assert read_rgb(str(path)).size == (48, 40)
     assert len(calls) == 3
-    monkeypatch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(
+        imagefolder, "open", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")), raising=False
+    )
     with pytest.raises(OSError, match="Input/output error"):
         read_bytes(str(path))
 

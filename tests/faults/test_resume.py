@@ -174,7 +174,7 @@ def test_a_finished_run_does_nothing(tmp_path: Path) -> None:
     before = fingerprint(tmp_path / "run")
     again = finished(tmp_path / "run")
     assert "finished already: 2 epochs" in again.text
-    assert "step" not in again.text
+    assert "at step" not in again.text
     assert fingerprint(tmp_path / "run") == before
 
 
