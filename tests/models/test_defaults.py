@@ -135,7 +135,7 @@ def test_every_attention_of_the_project_can_drop_any_option_that_has_its_default
 
 def test_a_run_from_before_an_option_existed_is_continued(tmp_path: Path) -> None:
     cfg = composed("attention=dca_se")
-    old: Any = OmegaConf.to_container(before(cfg, "attention.block.form"))
+    old: Any = OmegaConf.to_container(before(cfg, "attention.block.form"), resolve=True)  # a file holds values
     checkpoint.save({"model": {}, "config": old}, tmp_path, best=False)
     assert find_checkpoint(parse.parse(cfg), tmp_path) == tmp_path / "last.pt"
     cfg.attention.block.form = "equations"
