@@ -5,7 +5,8 @@
     python scripts/tables.py --runs runs
 
 With --runs every printed metric (top-1, top-5; AP, AP50, AP75, AP_S, AP_M, AP_L; VOC mAP, Recall) stands beside mean, median, best
-and standard deviation over the seeds that were run, and how far each lies from the printed value. Exits with 1 if a row that should agree with its paper does not.
+and standard deviation over the seeds that were run, and how far each lies from the printed value. Exits with 1 if a row that
+should agree with its paper does not.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     runs = None if args.runs is None else tables.find_runs(args.runs)
-    count_detector, detector_runs = detector_tools(args.runs)
-    results = tables.evaluate(rows, count_detector, runs, detector_runs)
+    with contextlib.redirect_stdout(sys.stderr):  # MMDetection prints when it is imported; the output is the table's alone
+        count_detector, detector_runs = detector_tools(args.runs)
+        results = tables.evaluate(rows, count_detector, runs, detector_runs)
     show = {"text": tables.as_text, "md": tables.as_markdown, "json": tables.as_json}[args.format]
     with contextlib.suppress(BrokenPipeError):  # the reader may have seen enough, as in `| head`
         print(show(results), flush=True)

@@ -91,7 +91,9 @@ class Run:
     ) -> None:
         cfg = compose_config([*base, *overrides], run_dir)
         context, port, self.run_dir = _context(), free_port(), run_dir
-        outputs = Path(tempfile.mkdtemp(prefix="fault-"))
+        # Beside the run's folder, which the test may want empty, and which is removed with the test's own.
+        beside = next(folder for folder in run_dir.parents if folder.is_dir())
+        outputs = Path(tempfile.mkdtemp(prefix=".output-", dir=beside))
         self.outputs = [outputs / f"rank{rank}.txt" for rank in range(ranks)]
         self.processes: list[BaseProcess] = []
         for rank in range(ranks):
