@@ -22,12 +22,15 @@ from fault_harness import TINY as LOOP
 from fault_harness import Run
 from fault_injection import slow_steps
 from PIL import Image
+from torchvision.transforms import v2
 
 import attn
 from attn.config.command_line import quoted
 from attn.config.parse import parse
 from attn.console import told_if_slow
 from attn.data.imagefolder import Folder, NotAFile, UnreadableImage, read_bytes, read_rgb
+from attn.data.loader import Seeded
+from attn.errors import UserError
 from attn.runs import checkpoint, directory
 from attn.runs.steps import read_steps, rewind_steps
 from attn.tables.runs import find_runs
@@ -70,8 +73,9 @@ TRAIN: dict[str, list[str]] = {
     "--cfg silly": ["--cfg", "'silly'", "job"],
     "--cfg": ["--cfg", "expected one argument"],
     "--resolve": ["--resolve", "--cfg job"],
-    "--config-name nope": ["--config-name", "not supported"],
-    "--config-dir /nope": ["--config-dir", "not supported"],
+    "--config-name nope": ["unknown config 'nope'"],
+    "--config-dir /nope": ["--config-dir /nope", "no such folder"],
+    "--config-path /nope": ["--config-path /nope", "no such folder"],
     "--shell-completion": ["--shell-completion", "install=SHELL"],
     "hydra.run.dir=/proc/x": ["/proc/x"],
     "hydra/launcher=foo": ["hydra/launcher", "foo"],
@@ -219,6 +223,24 @@ def test_a_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         composed = compose("train", [*TINY, 'run_dir="~/run"', "attention_name=none"])
     assert parse(composed).run_dir == "/somebody/run"
+
+
+def test_a_config_of_ones_own_by_its_folder_and_name(tmp_path: Path, in_process: Command) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nschedule: {lr: 0.2}\n")
+    own = ["--config-dir", str(tmp_path), "--config-name", "mine", "attention=se"]
+    result = in_process(["train.py", *own, "--cfg", "job", "--resolve", "--package", "run_dir"])
+    assert (result.returncode, result.stdout.strip()) == (0, "runs/resnet50-se-imagenet-lr_0.2/seed0"), result.stderr
+    assert in_process(["train.py", *own, "foo=1"]).stderr.startswith("error: unknown key 'foo'")
+
+
+def test_an_unreadable_test_image_is_not_answered_by_replacing_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    broken = Folder.__new__(Folder)
+    broken.samples = [(str(tmp_path / "a.png"), 0)]
+    with pytest.raises(UserError, match=r"a\.png.* never replaced"):
+        Seeded(broken, v2.Identity(), 0, training=False)[0, 0]
+    with pytest.raises(UserError, match=r"a\.png.* set data\.on_error=replace"):
+        Seeded(broken, v2.Identity(), 0)[0, 0]
 
 
 def test_waiting_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
