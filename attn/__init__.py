@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from attn.config import run_name as _run_name  # noqa: F401  # resolvers that hydra.compose("train") needs
+
 if TYPE_CHECKING:
     from attn.models.create import create_model as create_model
     from attn.models.create import list_attentions as list_attentions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -106,10 +107,13 @@ def _check_writable(work_dir: Any) -> None:
     existing = Path(work_dir).absolute()
     while not (existing.exists() or existing.is_symlink()):
         existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK) or str(existing).startswith(("/proc", "/sys")):
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError:
         raise UserError(
             f"work_dir={work_dir} cannot be written ({existing} is no folder that allows it): choose another --work-dir"
-        )
+        ) from None
 
 
 def find(config: str) -> Path:

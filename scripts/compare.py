@@ -25,6 +25,7 @@ from attn.config.schema import Config
 from attn.errors import UserError
 from attn.runs import directory, metrics
 from attn.runs.files import to_json
+from attn.runs.lines import listed
 from attn.training.optim import total_epochs
 
 if TYPE_CHECKING:
@@ -98,13 +99,21 @@ def find(folders: Iterable[Path], trust: Collection[str] = ()) -> list[Result]:
         for path in sorted(top.rglob(metrics.METRICS)):
             folder = path.parent
             try:
-                rows = metrics.read_metrics(folder)
+                rows, damaged = metrics.parse_metrics(folder)
+                if damaged:
+                    console.warn(f"{path}: line {listed(damaged)} cannot be read, and is left out")
                 if not rows or not (folder / directory.CONFIG).exists():
                     continue
                 config = folder / directory.CONFIG
-                cfg = parse.from_dict(yaml.safe_load(config.read_text()))
+                content = yaml.safe_load(config.read_text())
+                if not isinstance(content, dict):
+                    raise UserError(f"its {directory.CONFIG} is no mapping")
+                cfg = parse.from_dict(content)
                 parameters = count_parameters(load.trusted(cfg, trust, str(config)))
-                scores = [row.get("ema_val_top1", row["val_top1"]) for row in rows]
+                scores = [row.get("ema_val_top1", row.get("val_top1")) for row in rows]
+                lacking = [row["epoch"] for row, score in zip(rows, scores, strict=True) if score is None]
+                if lacking:
+                    raise UserError(f"epoch {lacking[0]} of its {metrics.METRICS} has no val_top1")
                 result = Result(folder, cfg, max(scores), scores[-1], rows[-1]["epoch"], parameters)
             except Exception as error:  # files of another version, or an attention whose module is not here
                 console.warn(f"{folder} is left out: {' '.join(str(error).split()) or type(error).__name__}")

@@ -121,9 +121,12 @@ def check_arguments(arguments: list[str]) -> None:
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]
     parsed = parser.parse_args(arguments)
-    for option in ("config_name", "config_path", "config_dir", "experimental_rerun"):
-        if getattr(parsed, option, None):
-            raise UserError(f"--{option.replace('_', '-')} is not supported: all is set by keys, as in attention=se")
+    if parsed.experimental_rerun:
+        raise UserError("--experimental-rerun is not supported: the same command continues a run")
+    for option in ("config_path", "config_dir"):
+        folder = getattr(parsed, option)
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"--{option.replace('_', '-')} {folder}: no such folder")
     if parsed.multirun and (parsed.cfg or parsed.info):
         raise UserError("-m runs, --cfg and --info only show: use one of them")
     if (parsed.resolve or parsed.package) and not parsed.cfg:
@@ -149,6 +152,11 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     """One line for an error of composition: what is wrong, and what would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if not group:
+            return (
+                f"unknown config {name!r}: no {name}.yaml in the folders of configs; --config-dir=FOLDER adds one, --config-path=FOLDER "
+                "takes the place of attn's own"
+            )
         return groups.unknown(group or "config", name, error.options or [])
     if isinstance(error, OverrideParseException):
         key, _, value = str(error.override).partition("=")

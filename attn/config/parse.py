@@ -70,6 +70,9 @@ def to_dataclass(defaults: Any, raw: dict[str, Any]) -> Any:
     Raises:
         UserError: a key is unknown, or a value has the wrong type.
     """
+    for entry in fields(defaults):
+        if str(entry.type) in schema.SECTIONS and not isinstance(raw.get(entry.name, {}), dict):
+            raise UserError(f"{entry.name}={raw[entry.name]}: must be a mapping; name one, as in {entry.name}=NAME")
     structure = OmegaConf.structured(defaults)
     OmegaConf.set_readonly(structure, False)  # a frozen dataclass
     try:

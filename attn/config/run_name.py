@@ -1,6 +1,7 @@
 """Which folder a command's run lies in: runs that end differently never share one, the same run is always found again.
 
-`run_dir` in configs/train.yaml calls the resolver `run_variant`, which is registered here.
+`run_dir` in configs/train.yaml calls the resolver `run_variant`, which is registered here. It is resolved while Hydra composes, so
+that `hydra.compose("train")` gives what the command line does.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -45,6 +45,9 @@ MAY_DIFFER_ON_RESUME |= {"data.root", "data.workers", "data.name", "data.on_erro
 # A continued run does not look at `pretrained` any more, but a run that started from other weights is another run. The rest is
 # in the folder's name already.
 UNNAMED = (MAY_DIFFER_ON_RESUME - {"pretrained"}) | {"seed", "backbone.name"}
+
+
+VARIANT = "${run_variant:}"
 
 
 LIMIT = 120  # characters; file systems take 255 bytes for all of a name
@@ -105,22 +108,28 @@ def _text(value: Any) -> tuple[str, bool]:
 
 
 def _run_variant(*, _root_: Container) -> str:
-    if not HydraConfig.initialized():  # composed in Python, where nothing tells what was overridden
-        return ""
-    hydra = HydraConfig.get()
-    given, own = (OmegaConf.to_container(o, resolve=False) for o in (hydra.overrides.task, hydra.overrides.hydra))
-    assert isinstance(given, list)
-    assert isinstance(own, list)
-    chosen = [o for o in given if o.lstrip("+").partition("=")[0] in GROUPS]
-    chosen += [o for o in own if o.startswith("hydra.searchpath")]
-    plain = _composed(str(hydra.job.config_name), tuple(chosen))
+    assert isinstance(_root_, DictConfig)
+    hydra = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
     choices = {group: str(hydra.runtime.choices.get(group)) for group in GROUPS}
+    chosen = [f"{group}={name}" for group, name in choices.items()]
+    chosen += [f"hydra.searchpath={list(hydra.searchpath)}", "run_dir=plain"]
+    plain = GlobalHydra.instance().config_loader().load_configuration("train", chosen, RunMode.RUN)
     return variant(_looked_at(_root_), _looked_at(plain), choices)
 
 
-@cache
-def _composed(config_name: str, overrides: tuple[str, ...]) -> DictConfig:
-    return GlobalHydra.instance().config_loader().load_configuration(config_name, list(overrides), RunMode.RUN)
+def _settle(*, _root_: Container) -> list[str]:
+    """Writes down what only Hydra's own node tells: `compose` removes it, and in a notebook nothing else has it.
+
+    In configs/train.yaml it stands where Hydra looks last, in place of a list of environment variables; there are none.
+    """
+    assert isinstance(_root_, DictConfig)
+    raw = OmegaConf.to_container(OmegaConf.masked_copy(_root_, ["attention_name", "run_dir"]), resolve=False)
+    assert isinstance(raw, dict)
+    if raw.get("attention_name") == "${chosen_attention:}":
+        _root_.attention_name = _root_.hydra.runtime.choices.get("attention")
+    if VARIANT in str(raw.get("run_dir")):
+        _root_.run_dir = str(raw["run_dir"]).replace(VARIANT, _run_variant(_root_=_root_))
+    return []
 
 
 def _looked_at(root: Container) -> dict[str, Any]:
@@ -132,3 +141,4 @@ def _looked_at(root: Container) -> dict[str, Any]:
 
 
 OmegaConf.register_new_resolver("run_variant", _run_variant, replace=True)
+OmegaConf.register_new_resolver("settled", _settle, replace=True)

@@ -38,9 +38,11 @@ class Batch(NamedTuple):
 class Seeded(Dataset):
     """Transforms images, with all randomness drawn from (seed, epoch, index)."""
 
-    def __init__(self, dataset: Dataset, transform: v2.Transform, seed: int, replace_unreadable: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset, transform: v2.Transform, seed: int, replace_unreadable: bool = False, training: bool = True
+    ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
-        self.replace_unreadable = replace_unreadable
+        self.replace_unreadable, self.training = replace_unreadable, training
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -59,7 +61,12 @@ class Seeded(Dataset):
                 return image, label, found
             except UnreadableImage as error:
                 if not self.replace_unreadable:
-                    raise UserError(f"{error}; mend or remove it, or set data.on_error=replace") from None
+                    other = (
+                        "or set data.on_error=replace"
+                        if self.training
+                        else "for a test image is never replaced: the score would count another one"
+                    )
+                    raise UserError(f"{error}; repair or remove it, {other}") from None
                 print(f"warning: {error}; replaced by the next image", file=sys.stderr)
         raise UserError("data.on_error=replace: not one image of the data set can be read")
 
@@ -183,7 +190,9 @@ def train_data(data: Data, batch_size: int, accumulate: int, seed: int, ranks: R
 
 def evaluation_data(data: Data) -> Seeded:
     """Opens the validation set; see `load_dataset` for what it raises."""
-    return Seeded(load_dataset(data, train=False), eval_transform(data), seed=0)
+    with console.told_if_slow(f"the validation images of data={data.name} to be listed"):
+        dataset = load_dataset(data, train=False)
+    return Seeded(dataset, eval_transform(data), seed=0, training=False)
 
 
 def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:

@@ -186,6 +186,12 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
         model.train(before)
 
 
+DEPTHS = ("layers", "depths", "depth", "block_config", "num_layers", "stage_repeats")
+
+
+MOST_LAYERS = 2000  # beyond, building takes minutes and all of the memory
+
+
 def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
     families()  # registers the networks that timm lacks
     for key, value in kwargs.items():
@@ -193,6 +199,9 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
             raise ValueError(f"in_chans={value!r} must be an integer greater than 0")
         if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, Real) and 0 <= float(value) < 1):
             raise ValueError(f"{key}={value!r} must be a number, 0 or more and below 1")
+        counts = value if isinstance(value, (list, tuple)) else [value]
+        if key in DEPTHS and any(isinstance(count, Real) and count > MOST_LAYERS for count in counts):
+            raise ValueError(f"{key}={value!r} must be at most {MOST_LAYERS} each")
     if not timm.is_model(name):
         raise ValueError(groups.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")
     given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attn import __version__
 from attn.errors import UserError
+from attn.runs import entries
 from attn.runs.files import replace_by_link, sync_folder
 
 FORMAT = 1
@@ -63,7 +64,7 @@ def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint after checking it: sums of all its parts, only plain data, and the keys that every one has.
+    """Reads a checkpoint after checking it: sums of all its parts, only plain data, the keys that every one has, and what is in them.
 
     Raises:
         BadCheckpoint: the file is missing, damaged, holds code, or is something else.
@@ -87,6 +88,9 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         raise BadCheckpoint(f"checkpoint {path} cannot be read (truncated, or no checkpoint): {error}") from None
     if not (isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("model", "config"))):
         raise BadCheckpoint(f"checkpoint {path} is not one of train.py: it has no model and config in it")
+    wrong = next(entries.problems(content), None)
+    if wrong is not None:
+        raise BadCheckpoint(f"checkpoint {path} is damaged, or not one of train.py: {wrong}")
     if content.get("format", 0) > FORMAT:
         raise BadCheckpoint(f"checkpoint {path} has format {content['format']}, newer than this version's {FORMAT}")
     return content

@@ -41,6 +41,28 @@ def write_atomically(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def append_whole(path: Path, text: str, sync: bool) -> None:
+    """Adds a text to a file, all of it or nothing.
+
+    Args:
+        sync: have it on the disk before returning.
+
+    Raises:
+        OSError: the disk is full; nothing was added.
+    """
+    left = text.encode()
+    with open(path, "ab", buffering=0) as file:  # a buffer would be written once more when it is closed
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[file.write(left) :]
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
 def _flush(file: IO[Any]) -> None:
     """To the disk: a rename may reach it before the content does, and a power cut would leave an empty file."""
     file.flush()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from attn.errors import UserError
-from attn.runs.files import to_json, write_atomically
+from attn.runs.files import append_whole, to_json, write_atomically
+from attn.runs.lines import keep_aside, listed, parse_rows
 
 METRICS = "metrics.jsonl"
 
@@ -22,16 +19,7 @@ def append_metrics(run_dir: Path, rows: list[dict[str, Any]]) -> None:
     Raises:
         OSError: the disk is full; nothing was added.
     """
-    left = "".join(to_json(row) + "\n" for row in rows).encode()
-    with open(run_dir / METRICS, "ab", buffering=0) as file:  # a buffer would be written once more when it is closed
-        end = file.seek(0, os.SEEK_END)
-        try:
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(end)
-            raise
+    append_whole(run_dir / METRICS, "".join(to_json(row) + "\n" for row in rows), sync=True)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -41,19 +29,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def parse_metrics(run_dir: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """All rows that can be read, and the numbers of the lines that cannot, from 1."""
-    path = run_dir / METRICS
-    rows, damaged = [], []
-    content = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    for number, line in enumerate(content.split("\n"), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (json.JSONDecodeError, RecursionError):
-            row = line
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int) and "\ufffd" not in line:
-            rows.append(row)
-        elif row is not None:
-            damaged.append(number)
-    return rows, damaged
+    return parse_rows(run_dir / METRICS, "epoch")
 
 
 def rewind_metrics(
@@ -90,31 +66,19 @@ def rewind_metrics(
     known |= {row["epoch"]: row for row in restored}
     told = []
     if damaged or repeated:
-        aside = _unused(path.with_name(f"{METRICS}.damaged"))
-        shutil.copyfile(path, aside)
         what = (
-            f"line {_listed(damaged)} cannot be read" if damaged else "an epoch has more than one line, the last one counts"
+            f"line {listed(damaged)} cannot be read" if damaged else "an epoch has more than one line, the last one counts"
         )
-        told.append(f"{path}: {what}; the file as it was is kept as {aside}")
+        told.append(f"{path}: {what}; the file as it was is kept as {keep_aside(path)}")
     if restored:
-        told.append(f"{path}: epoch {_listed([row['epoch'] for row in restored])} restored from the checkpoint")
+        told.append(f"{path}: epoch {listed([row['epoch'] for row in restored])} restored from the checkpoint")
     later = [row["epoch"] for row in rows if row["epoch"] > epoch]
     if later:
-        told.append(f"{path}: epoch {_listed(later)} comes after the checkpoint and is computed again")
+        told.append(f"{path}: epoch {listed(later)} comes after the checkpoint and is computed again")
     missing = [number for number in range(1, epoch + 1) if number not in {*known, *pending}]
     if missing:
-        told.append(f"{path}: epoch {_listed(missing)} is missing, and the checkpoint does not know it")
+        told.append(f"{path}: epoch {listed(missing)} is missing, and the checkpoint does not know it")
     wanted = [known[number] for number in sorted(known)]
     if wanted != rows or damaged:
         write_atomically(path, "".join(to_json(row) + "\n" for row in wanted))
     return told
-
-
-def _unused(path: Path) -> Path:
-    """The path, or the first one with a number that is free."""
-    numbered = (path if number == 1 else path.with_name(f"{path.name}{number}") for number in itertools.count(1))
-    return next(candidate for candidate in numbered if not candidate.exists())
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from attn.console import warn
-from attn.runs.files import write_atomically
+from attn.runs.files import append_whole, write_atomically
+from attn.runs.lines import keep_aside, listed, parse_rows
 
 STEPS = "steps.jsonl"
 
@@ -35,16 +35,8 @@ class StepLog:
         """Writes what is pending, whole lines or none; tried again the next time."""
         if not self._pending:
             return
-        left = "".join(json.dumps(row) + "\n" for row in self._pending).encode()
         try:
-            with open(self._path, "ab", buffering=0) as file:
-                end = file.seek(0, os.SEEK_END)
-                try:
-                    while left:
-                        left = left[file.write(left) :]
-                except OSError:
-                    file.truncate(end)
-                    raise
+            append_whole(self._path, "".join(json.dumps(row) + "\n" for row in self._pending), sync=False)
         except OSError as error:
             if not self._refused:
                 warn(f"{self._path} cannot be written: {error.strerror}; the training goes on")
@@ -56,20 +48,20 @@ class StepLog:
 
 def read_steps(run_dir: Path) -> list[dict[str, Any]]:
     """All rows that can be read; a line cut off by a crash is left out."""
-    rows = []
-    path = run_dir / STEPS
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return parse_rows(run_dir / STEPS, "step")[0]
 
 
 def rewind_steps(run_dir: Path, step: int) -> None:
-    """Drops what came after a step, and what a crash cut off."""
-    if (run_dir / STEPS).exists():
-        rows = [row for row in read_steps(run_dir) if row["step"] <= step]
-        write_atomically(run_dir / STEPS, "".join(json.dumps(row) + "\n" for row in rows))
+    """Drops what came after a step. A file with lines that cannot be read is kept aside as it was, and named.
+
+    A last line without an end is what a crash left: its step comes after the checkpoint, and is computed again.
+    """
+    path = run_dir / STEPS
+    rows, damaged = parse_rows(path, "step")
+    wanted = [row for row in rows if row["step"] <= step]
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lost = [number for number in damaged if number < len(lines)]
+    if lost:
+        warn(f"{path}: line {listed(lost)} cannot be read; the file as it was is kept as {keep_aside(path)}")
+    if wanted != rows or damaged:
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in wanted))

@@ -14,7 +14,8 @@ import yaml
 from hydra import initialize_config_dir
 
 from attn.config import groups, parse, schema
-from attn.errors import UserError
+from attn.console import warn
+from attn.errors import UserError, reason
 from attn.models.defaults import without_defaults
 from attn.runs import directory, metrics
 from attn.runs.checkpoint import BEST
@@ -47,14 +48,16 @@ class Run:
 
 
 def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
-    """All runs below a folder, by what they trained on what."""
+    """All runs below a folder, by what they trained on what; one whose config cannot be read is named and left out."""
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for path in sorted(top.rglob(metrics.METRICS)):
         try:
             content = yaml.safe_load((path.parent / directory.CONFIG).read_text())
             found.setdefault(_network_key(content), []).append((path.parent, content))
-        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError):
-            continue  # a directory of something else, or a run that was stopped while it wrote
+        except FileNotFoundError:
+            continue  # a folder of something else
+        except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            warn(f"{path.parent} is left out: its {directory.CONFIG} is none of train.py ({reason(error)})")
     return found
 
 
@@ -74,12 +77,22 @@ def matching_runs(row: Row, found: Mapping[str, list[tuple[Path, dict[str, Any]]
         reached = _best(metrics.read_metrics(path)) if not build.test else _tested(path, dict(build.test))
         if reached is not None:
             scores, epoch = reached
+            seed = content.get("seed")
             try:
                 differs = directory.differences(compose(build), parse.from_dict(content))
             except UserError as error:
                 differs = [f"its config is of another version: {error}"]
             differs = [d for d in differs if not d.startswith("seed:")]
-            runs.append(Run(str(path), content["seed"], scores, epoch, (path / directory.DONE).exists(), differs))
+            runs.append(
+                Run(
+                    str(path),
+                    seed if isinstance(seed, int) else None,
+                    scores,
+                    epoch,
+                    (path / directory.DONE).exists(),
+                    differs,
+                )
+            )
     return runs
 
 
@@ -88,7 +101,7 @@ def _best(rows: list[dict[str, Any]]) -> tuple[dict[str, float], int] | None:
 
     def scores(row: Mapping[str, Any]) -> dict[str, float]:
         prefix = "ema_val_" if "ema_val_top1" in row else "val_"
-        return {name: row[prefix + key] for name, key in SAVED.items() if prefix + key in row}
+        return {name: row[prefix + key] for name, key in SAVED.items() if row.get(prefix + key) is not None}
 
     found = [(scores(row), row["epoch"]) for row in rows]
     return max((f for f in found if "top-1" in f[0]), key=lambda f: (f[0]["top-1"], f[1]), default=None)

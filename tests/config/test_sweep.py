@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import ROOT, TINY, call
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attn.config.parse import parse
 from attn.config.run_name import LIMIT, variant
 
 SHOW = ["--cfg", "job", "--resolve", "--package", "run_dir"]
@@ -37,6 +41,26 @@ NAMES = {
 @pytest.mark.parametrize("command", NAMES)
 def test_the_folder_says_what_changes_the_result(command: str, in_process) -> None:
     assert folder(in_process, *command.split()) == f"runs/{NAMES[command]}"
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_composing_in_python_gives_the_same_folder_and_name(command: str) -> None:
+    overrides = command.split()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        composed = compose("train", overrides)
+    chosen = [o for o in overrides if o.startswith("attention=")]
+    assert composed.attention_name == (chosen[0].partition("=")[2] if chosen else "none")
+    assert parse(composed).run_dir == f"runs/{NAMES[command]}"  # Hydra itself is not initialized any more
+
+
+def test_composing_in_python_needs_no_more_than_the_package(tmp_path: Path) -> None:
+    code = f"""
+import attn, hydra
+with hydra.initialize_config_dir({str(ROOT / "configs")!r}, version_base="1.3"):
+    print(hydra.compose("train", ["attention=se", "attention_name=mine"]).run_dir)
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.stdout == "runs/resnet50-mine-imagenet/seed0\n", told.stderr
 
 
 def test_the_folder_has_a_bounded_name_that_tells_all_apart() -> None:
@@ -95,6 +119,7 @@ def test_a_key_that_only_some_cells_have_is_told(in_process) -> None:
 
 
 def test_help_lists_the_groups_to_choose_from() -> None:
-    groups = call(["train.py", "--help"]).stdout.partition("== Groups")[2].partition("== Config")[0].splitlines()[1:]
-    assert [line.partition(":")[0] for line in groups] == ["backbone", "attention", "data", "schedule", "logger"]
+    listing = call(["train.py", "--help"]).stdout.partition("Groups: ")[2].partition("\n\n")[0].splitlines()[1:]
+    groups = [line.strip() for line in listing if not line.startswith("    ")]
+    assert groups == ["backbone", "attention", "data", "schedule", "logger"]
     assert (ROOT / "configs" / "papers").is_dir()  # not among them

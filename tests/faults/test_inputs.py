@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import pickle
 import shlex
+import shutil
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +22,18 @@ from fault_harness import TINY as LOOP
 from fault_harness import Run
 from fault_injection import slow_steps
 from PIL import Image
+from torchvision.transforms import v2
 
 import attn
 from attn.config.command_line import quoted
 from attn.config.parse import parse
 from attn.console import told_if_slow
 from attn.data.imagefolder import Folder, NotAFile, UnreadableImage, read_bytes, read_rgb
-from attn.data.loader import most_workers
+from attn.data.loader import Seeded
+from attn.errors import UserError
 from attn.runs import checkpoint, directory
+from attn.runs.steps import read_steps, rewind_steps
+from attn.tables.runs import find_runs
 
 # Options of train.py: what the one line must contain. {tmp} is a fresh folder. The exit code is 2.
 TRAIN: dict[str, list[str]] = {
@@ -36,6 +42,8 @@ TRAIN: dict[str, list[str]] = {
     "+backbone.norm_layer=silly": ["norm_layer='silly'"],
     "+backbone.layers=[1,1,1]": ["resnet10t", "layer4"],
     "+backbone.layers=3": ["layers=3", "not iterable"],
+    "+backbone.layers=[100000,1,1,1]": ["layers=[100000", "at most 2000"],
+    "data.samples=1000000000000": ["data.samples=1000000000000", "at most"],
     "+backbone.output_stride=7": ["output_stride=7", "it expects output_stride in (8, 16, 32)"],
     "+backbone.block=foo": ["block='foo'"],
     "+backbone.stem_width=0": ["resnet10t"],
@@ -67,8 +75,9 @@ TRAIN: dict[str, list[str]] = {
     "--cfg silly": ["--cfg", "'silly'", "job"],
     "--cfg": ["--cfg", "expected one argument"],
     "--resolve": ["--resolve", "--cfg job"],
-    "--config-name nope": ["--config-name", "not supported"],
-    "--config-dir /nope": ["--config-dir", "not supported"],
+    "--config-name nope": ["unknown config 'nope'"],
+    "--config-dir /nope": ["--config-dir /nope", "no such folder"],
+    "--config-path /nope": ["--config-path /nope", "no such folder"],
     "--shell-completion": ["--shell-completion", "install=SHELL"],
     "hydra.run.dir=/proc/x": ["/proc/x"],
     "hydra/launcher=foo": ["hydra/launcher", "foo"],
@@ -120,7 +129,8 @@ def test_training(line: str, folder: Path, in_process: Command, monkeypatch: pyt
         monkeypatch.setenv(name, value)
     result = in_process(["train.py", *TINY, f"run_dir={folder / 'run'}", *arguments])
     assert result.returncode == 2, result.stderr
-    assert result.stdout.count("\n") <= 1  # what the run is, once it is known
+    assert all(line.endswith(f": {folder / 'run'}") for line in result.stdout.splitlines()[:1])  # what it is about
+    assert result.stdout.count("\n") <= 1
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1, result.stderr
     for part in TRAIN[line]:
@@ -219,6 +229,24 @@ def test_a_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(composed).run_dir == "/somebody/run"
 
 
+def test_a_config_of_ones_own_by_its_folder_and_name(tmp_path: Path, in_process: Command) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nschedule: {lr: 0.2}\n")
+    own = ["--config-dir", str(tmp_path), "--config-name", "mine", "attention=se"]
+    result = in_process(["train.py", *own, "--cfg", "job", "--resolve", "--package", "run_dir"])
+    assert (result.returncode, result.stdout.strip()) == (0, "runs/resnet50-se-imagenet-lr_0.2/seed0"), result.stderr
+    assert in_process(["train.py", *own, "foo=1"]).stderr.startswith("error: unknown key 'foo'")
+
+
+def test_an_unreadable_test_image_is_not_answered_by_replacing_it(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    broken = Folder.__new__(Folder)
+    broken.samples = [(str(tmp_path / "a.png"), 0)]
+    with pytest.raises(UserError, match=r"a\.png.* never replaced"):
+        Seeded(broken, v2.Identity(), 0, training=False)[0, 0]
+    with pytest.raises(UserError, match=r"a\.png.* set data\.on_error=replace"):
+        Seeded(broken, v2.Identity(), 0)[0, 0]
+
+
 def test_waiting_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     import time
 
@@ -229,8 +257,90 @@ def test_waiting_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "still waiting for a friend\n"
 
 
-def test_a_machine_may_always_have_some_workers() -> None:
-    assert 8 <= most_workers() < 500 or (os.cpu_count() or 1) > 32
+# Entries of a checkpoint, and values that none may have.
+ENTRIES: dict[str, list[Any]] = {
+    "format": ["x", None, [1], -3],
+    "step": ["abc", -5, None, 1.5, True],
+    "evaluated": ["x", -1, 99, None],
+    "skipped_in_row": ["x", -1],
+    "ema": [3, [], "x"],
+    "optimizer": [{}, 3, None, {"param_groups": 3, "state": {}}, {"param_groups": [{}], "state": {}}],
+    "scaler": [3, None, {"scale": 1}],
+    "best": [3, {}, None, {"top1": "x", "epoch": 1}, {"top1": 1.0, "epoch": -7}, {"top1": 1.0, "epoch": 1, "more": 2}],
+    "meter": [[], None, {"images": "x"}, {"images": -3}, {"more": 1}],
+    "rows": [{}, 3, None, ["x"], [{}], [{"epoch": "x"}]],
+    "history": [3, ["x"], [{}], [{"epoch": 0}]],
+    "classes": [3, "abc", [1, 2]],
+    "versions": [3, []],
+}
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert Run(folder).wait() == [0]
+    return folder
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_of_a_checkpoint_that_cannot_be(entry: str, finished_run: Path, tmp_path: Path) -> None:
+    sound = checkpoint.read(finished_run / "last.pt")
+    for value in ENTRIES[entry]:
+        torch.save(sound, tmp_path / "previous.pt")
+        torch.save(sound | {entry: value}, tmp_path / "last.pt")
+        with pytest.raises(checkpoint.BadCheckpoint, match=f"last.pt is damaged, .*its entry '{entry}' ") as refused:
+            attn.load(tmp_path / "last.pt")
+        assert "\n" not in str(refused.value)
+        found = checkpoint.newest(tmp_path)
+        assert found is not None
+        assert found[0] == tmp_path / "previous.pt"
+        assert (tmp_path / "last.pt.damaged").exists()
+
+
+CONFIGS = ["[1, 2]", "3", "", "abc: [", "data: 3", "backbone: []", "{[1]: 2}", "\x00"]
+LINES = [
+    "[]",
+    "3",
+    "{}",
+    "abc",
+    '{"epoch": "x"}',
+    '{"epoch": true}',
+    '{"epoch": -1}',
+    '{"epoch": 3, "val_top1": "x"}',
+    "\x00",
+]
+
+
+def test_files_of_another_shape_in_a_run_cost_the_others_nothing(
+    finished_run: Path, tmp_path: Path, in_process: Command
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "good")
+    spoilt = {f"config{i}": ("config.yaml", text) for i, text in enumerate(CONFIGS)}
+    spoilt |= {f"line{i}": ("metrics.jsonl", f"{text}\n") for i, text in enumerate(LINES)}
+    for name, (file, text) in spoilt.items():
+        shutil.copytree(finished_run, tmp_path / name)
+        (tmp_path / name / file).write_text(text)
+    result = in_process(["scripts/compare.py", str(tmp_path)])
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) == 2
+    for name in spoilt:
+        assert sum(f"{tmp_path / name}" in line for line in result.stderr.splitlines()) == 1, name
+    table = find_runs(tmp_path)
+    assert tmp_path / "good" in [folder for runs in table.values() for folder, _ in runs]
+
+
+def test_unreadable_lines_of_steps_are_kept_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "steps.jsonl"
+    before = '{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n'
+    log.write_text(before)
+    rewind_steps(tmp_path, 3)
+    assert [row["step"] for row in read_steps(tmp_path)] == [1, 3]
+    assert (tmp_path / "steps.jsonl.damaged").read_text() == before
+    assert "steps.jsonl: line 2 cannot be read" in capsys.readouterr().err
+    log.write_text('{"step": 1}\n{"step": 2, "lo')  # what a crash leaves is after every checkpoint
+    rewind_steps(tmp_path, 1)
+    assert log.read_text() == '{"step": 1}\n'
+    assert capsys.readouterr().err == ""
 
 
 def test_options_of_an_attention_by_name() -> None:
