@@ -2,12 +2,12 @@
 
 A backbone offers *sites* in three *slots*:
 
-    block   the end of a residual branch, or the squeeze-and-excitation place of a mobile block
+    block   the end of a residual branch, or the squeeze-and-excitation position of a mobile block
     conv    in place of a block's convolution
     stage   one more step at the end of a stage
 
-and calls whatever was placed there through `attend(module, feats, state)`. State is handed from site to site as an argument
-and a return value, one per slot; nothing is parked on modules.
+and calls the module placed there through `attend(module, feats, state)`. State is passed from site to site as an argument
+and a return value, one per slot; nothing is stored on modules.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Site:
-    """Where an attention will live: all that is known of the place when the network is built.
+    """The position of an attention: everything that is known about it when the network is built.
 
     Attributes:
-        widths: channels of the features that the site sees, in the order in which `forward` gets them. In a `block` slot the
+        widths: channels of the features that the site receives, in the order in which `forward` gets them. In a `block` slot the
             first is the block's input and the others are the outputs of its convolutions; in a `conv` slot they are the
-            convolution's input and output; in a `stage` slot only the stage's output. The last is the one to be refined.
+            convolution's input and output; in a `stage` slot only the stage's output. The last one is refined.
         stage: number of the stage, from 1.
         block: index of the block in its stage, from 0.
         depth: index of the block in the network, from 0.
         stride: input pixels per pixel of the refined map, in one direction.
-        prev: `widths` of the site before this one, whose state arrives here; `None` at the first.
+        prev: `widths` of the site before this one, whose state is passed to this one; `None` at the first.
         native: whether the backbone itself has an attention here (MobileNetV3, EfficientNet, RegNetY).
         conv: in a `conv` slot, the convolution to be replaced.
     """
@@ -62,7 +62,7 @@ class Attention(nn.Module):
     takes_norm_act: bool = False
 
     def refine(self, x: Tensor) -> Tensor:
-        """Maps [N, C, H, W] to the same shape. Override this where one feature map is all that is needed."""
+        """Maps [N, C, H, W] to the same shape. Override this if the attention needs only one feature map."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither refine nor forward")
 
     def forward(self, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
@@ -78,30 +78,30 @@ class Attention(nn.Module):
         return self.refine(feats[-1]), state
 
     def unused_parameters(self) -> list[str]:
-        """Names of the own parameters that no forward pass uses; those of attentions inside are asked for by themselves.
+        """Names of this module's parameters that no forward pass uses; nested attentions report their own.
 
-        Training on several ranks leaves them alone, and refuses a parameter without a gradient that is not named.
+        Training on several ranks ignores them, and raises an error for any other parameter without a gradient.
         """
         return []
 
     def objective_parameters(self) -> list[str]:
-        """Names of the own parameters that only the attention's own objective reaches (`attn.models.auxiliary`).
+        """Names of this module's parameters that get a gradient only from its own objective (`attn.models.auxiliary`).
 
-        Training that adds no objectives, such as a detector's, leaves them alone.
+        Training without objectives, such as a detector's, ignores them.
         """
         return []
 
     @classmethod
     def place(cls, sites: Sequence[Site], *, stages: Sequence[int] | None = None, **options: Any) -> list[Attention | None]:
-        """Chooses sites, builds their modules, and gives one entry per site; `None` leaves a site as the backbone made it.
+        """Chooses sites, builds their modules, and returns one entry per site; `None` leaves a site as the backbone made it.
 
         Args:
             sites: the sites of one slot, in the order of the forward pass.
-            stages: numbers of the stages to fill, from 1; `default_stages` without it.
+            stages: numbers of the stages to fill, from 1; None for `default_stages`.
             options: passed to `build`.
 
         Raises:
-            ValueError: a stage in `stages` does not exist, or the constructor refuses a site.
+            ValueError: a stage in `stages` does not exist, or the constructor rejects a site.
         """
         wanted = cls.default_stages(sorted({site.stage for site in sites})) if stages is None else stages
         built = iter(cls.build(select(sites, wanted), **options))
@@ -116,25 +116,25 @@ class Attention(nn.Module):
             options: passed to the constructor.
 
         Raises:
-            ValueError: the constructor refuses a site.
+            ValueError: the constructor rejects a site.
         """
         return [cls(site, **options) for site in sites]
 
     @classmethod
     def default_stages(cls, present: Sequence[int]) -> Sequence[int]:
-        """The stages to fill where none are asked for; all that are `present` (numbers in order, from 1) by default."""
+        """The stages to fill if none are given; by default all that are `present` (numbers in order, from 1)."""
         return present
 
 
 class Gate(Attention):
-    """Squeeze, excite, scale: the seam that BA bridges and DCA connects.
+    """Squeeze, excite, scale: the three steps that BA and DCA build on.
 
-    `excite` sees only descriptors [N, C] and gives weights of the same shape. So the end of a block can be computed at once,
-    without the map to be weighed ever in memory (`attn.kernels`): then `weigh` is called with what `squeeze_moments` makes of
-    the features' means and variances, and neither `forward` nor `refine`, `squeeze` or `scale`. A subclass that overrides one
-    of these is called by `forward` alone, unless it, or a subclass of it, overrides the counterpart too.
+    `excite` takes only descriptors [N, C] and returns weights of the same shape. So the end of a block can be computed at once,
+    without storing the unweighted map (`attn.kernels`). In this case `weigh` is called with what `squeeze_moments` computes from
+    the features' means and variances; `forward`, `refine`, `squeeze` and `scale` are not called. If a subclass overrides one of
+    these four, it is always run by `forward`, unless it, or a subclass of it, also overrides the counterpart.
 
-    `sources`: which of the features it pools.
+    `sources`: the features that it pools, as a slice of `feats`.
     """
 
     sources: slice = slice(-1, None)
@@ -149,7 +149,7 @@ class Gate(Attention):
         return x.mean((2, 3))
 
     def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
-        """`squeeze` from the mean and the variance over H W of a map, both [N, C]; the variance of the last feature alone is known.
+        """`squeeze` from the mean and the variance over H W of a map, both [N, C]; only the last feature has a variance.
 
         The mean has the type of the map, the variance is float32.
         """
@@ -160,7 +160,7 @@ class Gate(Attention):
         return self.excite(descriptors[-1]), state
 
     def takes_moments(self) -> bool:
-        """Whether `squeeze_moments` and `weigh` say all there is to say."""
+        """Whether `squeeze_moments` and `weigh` together give the same result as `forward`."""
         return self.pools_alone
 
     def excite(self, z: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Gate(Attention):
         return self.scale(x, self.excite(self.squeeze(x)))
 
 
-# What a gate does with maps, and with vectors in its stead.
+# The methods that work on maps, and those that replace them when only means and variances are known.
 COUNTERPARTS = (("forward", "weigh"), ("refine", "weigh"), ("scale", "weigh"), ("squeeze", "squeeze_moments"))
 
 
@@ -188,27 +188,28 @@ START: State = (None, None)
 
 
 def attend(module: nn.Module | None, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-    """Applies what stands in a slot: an `Attention`, a module of the backbone's own (map to map), or nothing."""
+    """Applies the content of a slot: an `Attention`, a module of the backbone (map to map), or nothing."""
     if isinstance(module, Attention):
         return module(feats, state)
     return (feats[-1] if module is None else module(feats[-1])), state
 
 
 class StageAttention(nn.Module):
-    """The last step of a stage, named `attn` in it: applies an attention to the stage's output, and lets the state pass."""
+    """The last step of a stage, named `attn` in it: applies an attention to the stage's output, and passes the state on unchanged."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.attention = attention
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to the same shapes."""
         x, state = inputs
         x, _ = attend(self.attention, (x,), None)
         return x, state
 
 
 def select(sites: Sequence[Site], stages: Sequence[int] | None) -> list[Site]:
-    """The sites of some stages (all by default), each with `prev` set to the widths of the one chosen before it.
+    """The sites of some stages (all by default), each with `prev` set to the widths of the chosen site before it.
 
     Raises:
         ValueError: a stage in `stages` does not exist.
@@ -229,7 +230,7 @@ def hidden_width(channels: int, reduction: float, what: str) -> int:
     """`channels // reduction`, the width of a squeezed descriptor.
 
     Raises:
-        ValueError: `reduction` leaves no channel, or is below 1.
+        ValueError: `reduction` is below 1, or leaves no channel.
     """
     if not 1 <= reduction <= channels:
         raise ValueError(f"{what}: reduction={reduction} must lie between 1 and the {channels} channels that it reduces")

@@ -1,7 +1,7 @@
 """The networks of the papers for 32x32 images (CIFAR), and the wide ResNet-18 for ImageNet: timm's classes, new names.
 
-The stem is a 3x3 convolution of stride 1 without pooling, so every stride is a quarter (MobileNetV2: half) of the ImageNet
-form's. `output_stride` counts these strides.
+The stem is a 3x3 convolution of stride 1 without pooling, so every stride is a quarter (MobileNetV2: half) of that of the
+ImageNet form. `output_stride` counts these strides.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def stem_conv(in_chans: int, width: int, kernel: int) -> nn.Conv2d:
 
 
 def divide_reductions(model: Any, by: int) -> None:
-    """Corrects timm's record of the strides for a stem that has none."""
+    """Divides the strides in timm's `feature_info` for a stem without stride."""
     for info in model.feature_info:
         info["reduction"] = max(1, info["reduction"] // by)
 
@@ -91,7 +91,7 @@ def small_resnet(in_chans: int = 3, output_stride: int = 8, conv_bias: bool = Fa
 
 
 def small_densenet(in_chans: int = 3, **kwargs: Any) -> DenseNet:
-    """timm's DenseNet with the stem for small images, a bare convolution."""
+    """timm's DenseNet with the stem for small images, a single convolution."""
     model: Any = DenseNet(in_chans=in_chans, **kwargs)
     model.features.conv0 = stem_conv(in_chans, model.features.conv0.out_channels, 3)
     model.features.norm0 = nn.Identity()
@@ -103,8 +103,8 @@ def small_densenet(in_chans: int = 3, **kwargs: Any) -> DenseNet:
 def small_mobilenetv2(in_chans: int = 3, output_stride: int = 8, **kwargs: Any) -> EfficientNet:
     """timm's EfficientNet class with a 1x1 stem of stride 1, and a bias in every convolution.
 
-    The stem pads by one pixel, 32x32 to 34x34, and the stages give 34, 17, 9, 5: so the collection has it, and only so are the
-    operations the printed 0.07 G (0.05 G without).
+    The stem pads by one pixel, 32x32 to 34x34, and the stages give 34, 17, 9, 5. The collection does this, and only
+    with it do the operations match the printed 0.07 G (0.05 G without).
     """
     model: Any = EfficientNet(in_chans=in_chans, output_stride=2 * output_stride, **kwargs)
     model.conv_stem = stem_conv(in_chans, model.conv_stem.out_channels, 1)
@@ -197,7 +197,7 @@ def cifar_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
 
 @register_model
 def cifar_efficientnet_b0(pretrained: bool = False, **kwargs: Any) -> CifarEfficientNet:
-    """EfficientNet-B0 as kuangliu's collection for CIFAR-10 first had it; see `CifarEfficientNet`."""
+    """EfficientNet-B0 as in the first version of kuangliu's collection for CIFAR-10; see `CifarEfficientNet`."""
     return build_model_with_cfg(CifarEfficientNet, "cifar_efficientnet_b0", pretrained, **kwargs)
 
 

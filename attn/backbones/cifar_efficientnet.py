@@ -1,8 +1,8 @@
 """The EfficientNet-B0 for 32x32 images whose size BA2M's Table X prints.
 
-It is not timm's: kuangliu's pytorch-cifar first had 3x3 kernels everywhere, the attention behind the last convolution of a
-block, convolutions on the shortcuts that change the width, ReLU, and no convolution before the classifier. Of all mixtures of
-these with the published network it is the only one with the printed 2.80 Mi parameters (2 940 979 at 100 classes).
+It is not timm's: The first version of kuangliu's pytorch-cifar had 3x3 kernels everywhere, the attention after the last
+convolution of a block, convolutions on the shortcuts that change the width, ReLU, and no convolution before the classifier. Of all
+combinations of these with the published network it is the only one with the printed 2.80 Mi parameters (2 940 979 at 100 classes).
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Block(InvertedResidual):
             self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         f1 = self.bn1(self.conv_pw(x))
         f2, conv_state = attend(self.conv_dw, (f1,), conv_state)
         f2 = self.bn2(f2)
         f3 = self.bn3(self.conv_pwl(f2))
         y, block_state = attend(self.se, (x, f1, f2, f3), block_state)
-        # Where the size changes, the shortcut goes around the attention only.
+        # If the size changes, the shortcut skips only the attention.
         shortcut = self.shortcut(x) if self.stride == 1 else f3
         return shortcut + self.drop_path(y), (conv_state, block_state)
 

@@ -14,9 +14,10 @@ from attn.backbones.network import Network, Step, run_stage, stateless
 
 
 class ConvNeXtBlock(timm_convnext.ConvNeXtBlock):
-    """timm's block with the slots `conv_dw` (conv) and `attn` (block, behind the layer scale)."""
+    """timm's block with the slots `conv_dw` (conv) and `attn` (block, after the layer scale)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to the same shapes."""
         x, (conv_state, block_state) = inputs
 
         f1, conv_state = attend(self.conv_dw, (x,), conv_state)
@@ -35,6 +36,7 @@ class ConvNeXtStage(timm_convnext.ConvNeXtStage):
     """timm's stage; its blocks end with the slot `attn` (stage)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, state = inputs
         return run_stage(self.blocks, (self.downsample(x), state), self.grad_checkpointing)
 

@@ -25,6 +25,7 @@ class DenseLayer(timm_densenet.DenseLayer):
     conv2: nn.Module
 
     def forward(self, inputs: tuple[list[Tensor], State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps (all earlier features [N, C_i, H, W], state) to (the new features [N, growth, H, W], state)."""
         previous, (conv_state, block_state) = inputs
         attention = getattr(self, "se", None)
 
@@ -46,6 +47,7 @@ class DenseBlock(timm_densenet.DenseBlock):
     """timm's block; the last one ends with the slot `attn` (stage)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to ([N, C + layers * growth, H, W], state)."""
         x, state = inputs
         features = [x]
         for layer in layers(self):
@@ -63,6 +65,7 @@ class DenseTransition(timm_densenet.DenseTransition):
     pool: nn.Module
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / 2, W / 2], state)."""
         x, state = inputs
         x = self.pool(self.conv(self.norm(x)))
         attention = getattr(self, "attn", None)
@@ -89,7 +92,7 @@ def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
     blocks = [module for module in modules if isinstance(module, DenseBlock)]
     if slot == "stage":
         transitions = [module for module in modules if isinstance(module, DenseTransition)]
-        # What a transition gives belongs to the next size already.
+        # A transition's output already has the size of the next stage.
         ends = [
             {"num_chs": transition.conv.out_channels, "reduction": following["reduction"]}
             for transition, following in zip(transitions, infos[1:], strict=True)

@@ -15,15 +15,15 @@ Slot = Literal["block", "conv", "stage"]
 
 @dataclass(frozen=True)
 class Socket:
-    """A site, and the attribute that holds what stands there.
+    """A site, and the attribute that holds its module.
 
     Attributes:
-        site: what the attention gets to know.
+        site: what the attention is told about the position.
         owner: the module that calls it.
         name: the attribute (or, in a stage's `Sequential`, the child) to set.
-        norm_act: attributes of `owner` with the norm and activation behind a convolution, for attentions that bring their own.
-        make_room: changes in `owner` once the socket is to be filled (its own attention elsewhere in the block goes).
-        leave: changes in `owner` if the attention leaves the socket empty (its own attention moves there).
+        norm_act: attributes of `owner` with the norm and activation after a convolution, for attentions with their own.
+        make_room: changes `owner` before the socket is filled (removes the block's own attention).
+        leave: changes `owner` if the attention leaves the socket empty (moves the block's own attention there).
     """
 
     site: Site
@@ -43,8 +43,8 @@ class Family:
         classes: each of timm's classes (blocks, and the network itself) with our subclass, which overrides only forwards.
         sockets: `sockets(model, slot, where)` yields the sockets of a slot in the order of the forward pass. `where` picks one
             of `block_positions` or `conv_kinds`; it is "" in the stage slot.
-        block_positions: what `position` may be in the block slot; the first is the default.
-        conv_kinds: what `convs` may be in the conv slot; the first is the default. Empty: the slot does not exist.
+        block_positions: the values of `position` in the block slot; the first is the default.
+        conv_kinds: the values of `convs` in the conv slot; the first is the default. Empty: the slot does not exist.
     """
 
     network: type[nn.Module]
@@ -55,7 +55,7 @@ class Family:
 
 
 def adopt(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
-    """Gives every module of a known class our subclass of it, in place. Parameters and names stay."""
+    """Changes the class of every module in `classes` to our subclass, in place. Parameters and names stay the same."""
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
@@ -64,7 +64,7 @@ def adopt(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
 def blocks_of(
     stages: Iterable[Iterable[nn.Module]], infos: Iterable[dict[str, Any]]
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The blocks of all stages, each with its position in the terms of `Site`.
+    """The blocks of all stages, each with its position as keyword arguments of `Site`.
 
     Args:
         stages: the blocks of each stage.

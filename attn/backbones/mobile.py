@@ -1,4 +1,4 @@
-"""The pass that timm's EfficientNet and MobileNetV3 classes share; blocks and sockets are in files of their own."""
+"""The forward pass that timm's EfficientNet and MobileNetV3 classes share; blocks and sockets have their own files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attn.backbones.network import Network, Step, run_stage, stateless
 
 
 class MobileNetwork(Network):
-    """The pass over stem and blocks; the first base of both classes' networks, before timm's."""
+    """The forward pass over stem and blocks; the first base class of both networks, before timm's."""
 
     conv_stem: nn.Module
     bn1: nn.Module

@@ -1,8 +1,8 @@
 """The blocks that timm's EfficientNet and MobileNetV3 classes share: timm's, with only the forwards overridden.
 
-A forward maps ([N, C, H, W], state) to the same of the block's output: [N, C', H / stride, W / stride] and the state for the next
-block. Before it hands a map to an attention, it collects the outputs of its convolutions in `feats`, the block's input first.
-Where an attention may stand in a block is in `mobile_sockets`.
+A forward maps ([N, C, H, W], state) to the block's output [N, C', H / stride, W / stride] and the state for the next block.
+Before it calls an attention, it collects the outputs of its convolutions in `feats`, the block's input first.
+The positions of attentions in a block are in `mobile_sockets`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Conv:
 
     @property
     def activated(self) -> bool:
-        """Whether an activation that can be taken apart from the norm follows."""
+        """Whether an activation follows that can be separated from the norm."""
         act = getattr(getattr(self.owner, self.norm), "act", None)
         return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
 
@@ -57,6 +57,7 @@ class DepthwiseSeparableConv(timm_blocks.DepthwiseSeparableConv):
     """timm's block with the slots `conv_dw`, `conv_pw` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         feats, y = space_to_depth(self, x)
 
@@ -80,6 +81,7 @@ class InvertedResidual(timm_blocks.InvertedResidual):
     """timm's block with the slots `conv_pw`, `conv_dw`, `conv_pwl` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         feats, y = space_to_depth(self, x)
 
@@ -107,6 +109,7 @@ class CondConvResidual(timm_blocks.CondConvResidual):
     """timm's block, whose convolutions depend on the sample, with the slots `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         routing = torch.sigmoid(self.routing_fn(F.adaptive_avg_pool2d(x, 1).flatten(1)))
 
@@ -128,6 +131,7 @@ class EdgeResidual(timm_blocks.EdgeResidual):
     """timm's block (fused MBConv) with the slots `conv_exp`, `conv_pwl` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
 
         y, conv_state = attend(self.conv_exp, (x,), conv_state)
@@ -149,6 +153,7 @@ class UniversalInvertedResidual(timm_blocks.UniversalInvertedResidual):
     """timm's block of MobileNetV4, with the slots `conv` of its layers (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         gated, others = self.layers()
         y = x
@@ -174,7 +179,7 @@ class UniversalInvertedResidual(timm_blocks.UniversalInvertedResidual):
         return y, (conv_state, block_state)
 
     def layers(self) -> tuple[list[Any], list[Any]]:
-        """The layers that exist: up to the place of squeeze and excitation, and after it."""
+        """The existing layers: those before squeeze and excitation, and those after it."""
         gated, others = (self.dw_start, self.pw_exp, self.dw_mid), (self.pw_proj, self.dw_end)
         return [m for m in gated if not isinstance(m, nn.Identity)], [m for m in others if not isinstance(m, nn.Identity)]
 
@@ -184,9 +189,10 @@ class UniversalInvertedResidual(timm_blocks.UniversalInvertedResidual):
 
 
 class ConvBnAct(timm_blocks.ConvBnAct):
-    """timm's block of a single convolution: no slots, the state passes."""
+    """timm's block of a single convolution: no slots, the state is passed on."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, state = inputs
         return super().forward(x), state
 
@@ -195,9 +201,10 @@ class ConvBnAct(timm_blocks.ConvBnAct):
 
 
 class MobileAttention(timm_blocks.MobileAttention):
-    """timm's self-attention block of MobileNetV4: no slots, the state passes."""
+    """timm's self-attention block of MobileNetV4: no slots, the state is passed on."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, state = inputs
         return super().forward(x), state
 
@@ -217,7 +224,7 @@ BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def space_to_depth(block: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The features so far, and the input of the block's first convolution proper (EfficientNet-X strides before it)."""
+    """The features so far, and the input of the block's first regular convolution (EfficientNet-X has its stride before it)."""
     if block.conv_s2d is None:
         return (x,), x
     y = block.bn_s2d(block.conv_s2d(x))
@@ -225,12 +232,12 @@ def space_to_depth(block: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
 
 
 def antialias(layer: Any, x: Tensor) -> Tensor:
-    """timm's low-pass filter, which strides instead of the convolution, if there is one."""
+    """Applies timm's low-pass filter, which has the stride instead of the convolution, if there is one."""
     return x if layer.aa is None else layer.aa(x)
 
 
 def apply_preact(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-    """The `preact` place: the attention, then the activation that its norm gave up; nothing where none was put."""
+    """The `preact` position: the attention, then the activation taken out of the norm; the identity without an attention."""
     attention = getattr(block, "attn_pre", None)
     if attention is None:
         return feats[-1], state
@@ -239,12 +246,12 @@ def apply_preact(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Ten
 
 
 def apply_end(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-    """The `end` place."""
+    """The `end` position: the attention after the branch's last norm; the identity without one."""
     return attend(getattr(block, "attn_end", None), feats, state)
 
 
 def stride_of(module: nn.Module | None) -> int:
-    """The stride in one direction; of timm's mixed convolutions, that of each of them."""
+    """The stride in one direction; for timm's mixed convolutions, the stride that all of them have."""
     parts = () if module is None else module.modules()
     stride: Any = next((part.stride for part in parts if hasattr(part, "stride")), 1)
     return stride if isinstance(stride, int) else stride[0]

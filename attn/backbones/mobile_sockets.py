@@ -1,14 +1,14 @@
-"""Where attentions may stand in the blocks of `mobile_blocks`.
+"""Where attentions can be placed in the blocks of `mobile_blocks`.
 
-Places in a block, in the order of its forward pass; `position` picks one:
+Positions in a block, in the order of its forward pass; `position` selects one:
 
     preact  between the norm after the depthwise (or last expanding) convolution and its activation: BA-MobileNetV3
     native  after that activation, where timm has, or would have, squeeze and excitation
     end     after the last norm of the branch, before drop path and shortcut: DCANet's mobile networks
     both    native and end: SE- and CBAM-MobileNet of the AW paper
 
-An attention at any position takes the place of the block's own. At `preact`, the block's own moves there where the attention
-leaves it (BA needs two convolutions, and BA-MobileNetV3 has SE where there is only one).
+An attention at any position replaces the block's own. At `preact`, if the attention does not use a site, the block's own is moved
+there (BA needs two convolutions, and BA-MobileNetV3 has SE where there is only one).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def sockets(model: Any, slot: Slot, where: str) -> Iterator[Socket]:
             position = {"stage": number, "block": index, "depth": depth}
             depth += 1
             gated, others = block.convs()
-            # A block without a place for squeeze and excitation has no slots, but may stride.
+            # A block without a position for squeeze and excitation has no slots, but may have a stride.
             if slot == "conv" and gated:
                 yield from conv_places([*gated, *others], where, stride, position)
             elif slot == "block" and gated:
@@ -81,12 +81,12 @@ def block_places(block: Any, where: str, stride: int, position: dict[str, Any]) 
 
 
 def strip(block: Any) -> None:
-    """Takes the block's own attention away."""
+    """Removes the block's own attention."""
     block.se = nn.Identity()
 
 
 def move_own(block: Any, conv: Conv) -> None:
-    """Puts the block's own attention before the activation.
+    """Moves the block's own attention before the activation.
 
     Raises:
         ValueError: as `split_norm`.
@@ -97,10 +97,10 @@ def move_own(block: Any, conv: Conv) -> None:
 
 
 def split_norm(block: Any, conv: Conv) -> None:
-    """Takes the block's own attention away, and moves the activation after `conv` out of its norm.
+    """Removes the block's own attention, and moves the activation after `conv` out of its norm.
 
     Raises:
-        ValueError: the two are one.
+        ValueError: the norm and the activation cannot be separated.
     """
     if not conv.activated:
         norm = getattr(conv.owner, conv.norm)
@@ -113,7 +113,7 @@ def split_norm(block: Any, conv: Conv) -> None:
 
 
 def strides(stride: int, convs: list[Conv]) -> list[tuple[int, int]]:
-    """The total stride of each convolution's output, before and after anti-aliasing, from that of the first one's input."""
+    """The total stride of each convolution's output, before and after anti-aliasing, given the total stride of the first one's input."""
     total = []
     for conv in convs:
         before = stride * conv.stride
@@ -123,6 +123,6 @@ def strides(stride: int, convs: list[Conv]) -> list[tuple[int, int]]:
 
 
 def block_width(block: Any) -> int | None:
-    """Channels of a block's output; None for one that keeps those of its input."""
+    """Channels of a block's output; None if it keeps those of its input."""
     _, others = block.convs()
     return others[-1].module.out_channels if others else None

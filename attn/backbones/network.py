@@ -1,4 +1,4 @@
-"""The forward pass of a whole network, once for all families: steps that hand on (map, state), and timm's access to features."""
+"""The forward pass of a whole network, for all families: steps that pass on (map, state), and timm's access to features."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Step = Callable[[tuple[Tensor, State]], tuple[Tensor, State]]
 
 
 class Network(nn.Module):
-    """timm's `forward_features` and `forward_intermediates`; the first base of a family's network, before timm's class.
+    """timm's `forward_features` and `forward_intermediates`; the first base class of a family's network, before timm's class.
 
-    A family says in `steps` what is run, and in `taps` where timm takes its features.
+    A family defines in `steps` what is run, and in `taps` where timm takes its features.
 
-    `last_is_norm`: whether `norm=True` takes the last feature behind the last step.
+    `last_is_norm`: whether `norm=True` takes the last feature after the last step.
     """
 
     last_is_norm: bool = False
 
     def steps(self) -> list[Step]:
-        """Everything before pooling and classifier, in order; each maps (map, state) to the same. See `stateless`."""
+        """Everything before pooling and classifier, in order; each step maps (map, state) to (map, state). See `stateless`."""
         raise NotImplementedError(f"{type(self).__name__} does not override steps")
 
     def taps(self) -> list[int]:
-        """For each entry of timm's `feature_info`, the index of the step that gives this feature."""
+        """For each entry of timm's `feature_info`, the index of the step that computes this feature."""
         raise NotImplementedError(f"{type(self).__name__} does not override taps")
 
     def feature(self, x: Tensor) -> Tensor:
-        """A map as the steps pass it, as the feature [N, C, H, W] that is handed out."""
+        """Converts a map in the layout of the steps to the returned feature [N, C, H, W]."""
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -56,17 +56,17 @@ class Network(nn.Module):
         Args:
             x: images, [N, C, H, W].
             indices: which entries of `feature_info`, from the end where negative; an int for the last so many; None for all.
-            norm: take the last feature behind the network's last norm, where timm does so.
-            stop_early: run nothing behind the last feature asked for.
+            norm: take the last feature after the network's last norm, if timm does so.
+            stop_early: run nothing after the last requested feature.
             output_fmt: NCHW.
             intermediates_only: leave out the last map.
 
         Returns:
             The last map as `forward_features` gives it (with `stop_early`, the map where the pass stopped), and the features,
-            each [N, C_i, H_i, W_i], in the order of the pass; with `intermediates_only` these alone.
+            each [N, C_i, H_i, W_i], in the order of the pass; with `intermediates_only` only these.
 
         Raises:
-            ValueError: another `output_fmt`.
+            ValueError: `output_fmt` is not NCHW.
             AssertionError: an index that does not exist (timm's check).
         """
         return self.collect(x, self.taps(), indices, norm, stop_early, output_fmt, intermediates_only)
@@ -103,12 +103,12 @@ class Network(nn.Module):
 
 
 def stateless(module: Callable[[Tensor], Tensor]) -> Step:
-    """A step that maps the map alone and lets the state pass."""
+    """A step that applies `module` to the map and passes the state on unchanged."""
     return lambda inputs: (module(inputs[0]), inputs[1])
 
 
 def run_stage(stage: nn.Module, inputs: tuple[Tensor, State], checkpointing: bool) -> tuple[Tensor, State]:
-    """Runs the blocks of one stage; with `checkpointing`, each block's activations are computed again in the backward."""
+    """Runs the blocks of one stage; with `checkpointing`, each block's activations are recomputed in the backward pass."""
     if not checkpointing:
         return stage(inputs)
     for block in stage.children():

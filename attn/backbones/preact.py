@@ -18,7 +18,7 @@ from attn.backbones.staged import Staged
 
 
 class ZeroPad(nn.Module):
-    """The shortcut without parameters: every `stride`-th pixel, and zeros for the channels that are new."""
+    """The shortcut without parameters, [N, C, H, W] to [N, C + new, H / stride, W / stride]; the new channels are zeros."""
 
     def __init__(self, new: int, stride: int) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ def make_shortcut(kind: str, width_in: int, width_out: int, stride: int) -> nn.M
 
 
 class PreActBlock(nn.Module):
-    """norm, act, conv twice, x + branch(x). Slots: `conv1` (conv: the one with a norm and activation behind) and `se` (block).
+    """norm, act, conv twice, x + branch(x). Slots: `conv1` (conv: the one with a norm and activation after it) and `se` (block).
 
-    A shortcut with weights sees the pre-activated map, one without sees the map itself.
+    A shortcut with weights takes the pre-activated map, one without takes the map itself.
     """
 
     expansion = 1
@@ -60,6 +60,7 @@ class PreActBlock(nn.Module):
         return self.downsample(activated if isinstance(self.downsample, nn.Conv2d) else x)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         activated = self.act1(self.bn1(x))
         f1, conv_state = attend(self.conv1, (activated,), conv_state)
@@ -70,7 +71,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActBottleneck(PreActBlock):
-    """norm, act, conv three times (1x1, 3x3, 1x1), four times as wide at its end. Slots: `conv2` (conv), `se` (block)."""
+    """norm, act, conv three times (1x1, 3x3, 1x1), four times as wide at the end. Slots: `conv2` (conv), `se` (block)."""
 
     expansion = 4
 
@@ -87,6 +88,7 @@ class PreActBottleneck(PreActBlock):
         self.downsample = make_shortcut(shortcut, width_in, 4 * width, stride)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         activated = self.act1(self.bn1(x))
         f1 = self.act2(self.bn2(self.conv1(activated)))
@@ -104,7 +106,7 @@ class PreActResNet(Staged):
         block: `basic` or `bottleneck`.
         depths: blocks of each stage.
         widths: width of each stage's 3x3 convolutions.
-        shortcut: where width or size changes: `conv` (1x1) or `pad` (no parameters).
+        shortcut: used where width or size changes: `conv` (1x1) or `pad` (no parameters).
         stem_width: channels of the stem.
         num_classes, in_chans, global_pool, drop_rate, drop_path_rate: as in timm.
 

@@ -1,4 +1,4 @@
-"""timm's Pyramid Vision Transformer v2. Wang et al.: PVT v2, Computational Visual Media 2022. Tokens are [N, H * W, C] in a stage."""
+"""timm's Pyramid Vision Transformer v2. Wang et al.: PVT v2, Computational Visual Media 2022. Inside a stage, tokens are [N, H * W, C]."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Block(timm_pvt.Block):
     def forward(  # type: ignore[override]
         self, inputs: tuple[Tensor, State], feat_size: tuple[int, int]
     ) -> tuple[Tensor, State]:
+        """Maps ([N, H * W, C], state) to the same shapes; `feat_size` is (H, W)."""
         x, (conv_state, block_state) = inputs
         f1 = self.attn(self.norm1(x), feat_size)
         middle = x + self.drop_path1(f1)
@@ -40,6 +41,7 @@ class PyramidVisionTransformerStage(timm_pvt.PyramidVisionTransformerStage):
     """timm's stage; ends with the slot `attn` (stage)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state), in the first stage ([N, H, W, C], state), to ([N, C', H / stride, W / stride], state)."""
         x, state = inputs
         if self.downsample is not None:
             x = self.downsample(x)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations computed again in the backward pass instead of kept."""
+"""Gradient checkpointing: activations are recomputed in the backward pass instead of stored."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpointed(owner: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Calls a function whose activations are computed again in the backward pass.
+    """Calls a function whose activations are recomputed in the backward pass.
 
-    The second computation leaves the buffers of `owner` as they are: `torch.utils.checkpoint` alone would move running
-    statistics twice a step, and the network would evaluate to something else than without checkpointing.
+    The second computation does not change the buffers of `owner`: `torch.utils.checkpoint` alone would update running
+    statistics twice per step, and the trained network would give other results than without checkpointing.
 
     Args:
         owner: the module whose buffers the function may change.
         function: `owner` itself, or a part of its forward.
-        inputs: of the function, tensors in any nesting of tuples.
+        inputs: the function's inputs, tensors in any nesting of tuples.
     """
-    # Compiled, both passes are functions of one graph, in which a buffer is written once; own contexts are refused there.
+    # When compiled, both passes are functions of one graph, which writes a buffer once; `context_fn` is not allowed there.
     if torch.compiler.is_compiling():
         return checkpoint(function, *inputs, use_reentrant=False)
 
@@ -34,7 +34,7 @@ def checkpointed(owner: nn.Module, function: Callable[..., Any], *inputs: Any) -
 
 
 class OnCopiedBuffers(AbstractContextManager[None]):
-    """Lets a module work on copies of its buffers, which are dropped at the end; can be entered again."""
+    """Makes a module use copies of its buffers, which are discarded at the end; can be entered again."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

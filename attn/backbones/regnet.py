@@ -15,9 +15,10 @@ from attn.backbones.recompute import checkpointed
 
 
 class Bottleneck(timm_regnet.Bottleneck):
-    """timm's block with the slots `conv2.conv` (conv) and `se` (block); RegNet's SE stands behind conv2, not conv3."""
+    """timm's block with the slots `conv2.conv` (conv) and `se` (block); RegNet's SE is after conv2, not conv3."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
 
         f1 = self.conv1(x)
@@ -35,6 +36,7 @@ class PreBottleneck(timm_regnet.PreBottleneck):
     """timm's pre-activation block with the slots `conv2` (conv) and `se` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
 
         activated = self.norm1(x)
@@ -52,6 +54,7 @@ class RegStage(timm_regnet.RegStage):
     """timm's stage; ends with the slot `attn` (stage)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         for block in self.children():
             inputs = checkpointed(block, block, inputs) if self.grad_checkpointing else block(inputs)
         return inputs

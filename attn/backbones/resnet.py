@@ -20,16 +20,17 @@ from attn.kernels.block import block_end, norm_act, pooled_by, runs_fused
 class BasicBlock(timm_resnet.BasicBlock):
     """timm's block with the slots `conv1` (conv: the one of the two that has a norm and an activation) and `se` (block).
 
-    `fused_on`: types of the devices on which its end runs fused, see `attn.kernels`.
+    `fused_on`: types of the devices on which the end of the block runs fused, see `attn.kernels`.
     """
 
     fused_on: tuple[str, ...] = ()
 
     def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether its end runs fused for maps on a device and of a type."""
+        """Whether the end of the block runs fused for maps of a given device and type."""
         return runs_fused(self.se, self.bn2, device, dtype, self.fused_on)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         pooled = pooled_by(self.se, 3, x, self.fused_on)
 
@@ -47,16 +48,17 @@ class BasicBlock(timm_resnet.BasicBlock):
 class Bottleneck(timm_resnet.Bottleneck):
     """timm's block with the slots `conv2` (conv) and `se` (block).
 
-    `fused_on`: types of the devices on which its end runs fused, see `attn.kernels`.
+    `fused_on`: types of the devices on which the end of the block runs fused, see `attn.kernels`.
     """
 
     fused_on: tuple[str, ...] = ()
 
     def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether its end runs fused for maps on a device and of a type."""
+        """Whether the end of the block runs fused for maps of a given device and type."""
         return runs_fused(self.se, self.bn3, device, dtype, self.fused_on)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         pooled = pooled_by(self.se, 4, x, self.fused_on)
 
@@ -75,14 +77,14 @@ class Bottleneck(timm_resnet.Bottleneck):
 def inner(
     block: Any, y: Tensor, norm: nn.Module, act: nn.Module, pooled: frozenset[int] | None, index: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Norm, drop block, activation and anti-aliasing behind the block's spatial convolution; the mean, where it came for free."""
+    """Norm, drop block, activation and anti-aliasing after the block's spatial convolution; and the mean, if it is known."""
     if isinstance(block.drop_block, nn.Identity) and isinstance(block.aa, nn.Identity):
         return norm_act(y, norm, act, pooled is not None and index in pooled)
     return block.aa(act(block.drop_block(norm(y)))), None
 
 
 def known(pooled: frozenset[int] | None, *means: Tensor | None) -> dict[int, Tensor | None] | None:
-    """The pooled features before the last one, each with its mean if that is known; the block's input is never pooled before."""
+    """The pooled features before the last one, each with its mean if known; that of the block's input is never known."""
     return None if pooled is None else {i: (None, *means)[i] for i in pooled if i <= len(means)}
 
 
@@ -90,7 +92,7 @@ class ResNet(Network, timm_resnet.ResNet):
     """timm's network; its stages pass (map, state)."""
 
     def stages(self) -> tuple[nn.Module, ...]:
-        # The forms for CIFAR have three; timm empties those that a feature extractor does not need.
+        # CIFAR networks have three stages; timm empties those that a feature extractor does not need.
         stages: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
         return tuple(stage for stage in stages if len(stage))
 

@@ -20,7 +20,7 @@ class InvertedResidual(tv.InvertedResidual):
 
     Args:
         width_in, width_out, stride: as in torchvision.
-        wide: let the first two convolutions of a downsampling block's second branch keep the width of its input.
+        wide: the first two convolutions of a downsampling block's second branch keep the width of its input.
     """
 
     def __init__(self, width_in: int, width_out: int, stride: int, wide: bool = False) -> None:
@@ -35,6 +35,7 @@ class InvertedResidual(tv.InvertedResidual):
         self.se = None
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         kept, y = x.chunk(2, 1) if self.stride == 1 else (self.branch1(x), x)
 
@@ -57,7 +58,7 @@ class ShuffleNetV2(Staged):
         stem_stride: stride of the stem; 1 for 32x32 images.
         stem_pool: whether max-pooling follows it.
         wide: see `InvertedResidual`.
-        conv_bias: give every convolution a bias, as some collections of networks for CIFAR do.
+        conv_bias: give every convolution a bias, as in some collections of networks for CIFAR.
         num_classes, in_chans, global_pool, drop_rate: as in timm.
     """
 

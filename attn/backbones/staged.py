@@ -16,7 +16,7 @@ from attn.backbones.network import Network, Step, run_stage, stateless
 class Staged(Network):
     """Base of our own networks. A subclass builds its modules, then calls `finish`.
 
-    `stage_names` are the attributes of the stages, each an `nn.Sequential` of blocks that map (x, state) to the same.
+    `stage_names` are the attributes of the stages, each an `nn.Sequential` of blocks that map (x, state) to (x, state).
     `last` is the attribute of the module between the stages and the classifier; `last_is_norm`: whether `norm=True` of
     `forward_intermediates` applies it to the last feature. `head` is the attribute of the classifier.
     """
@@ -34,11 +34,11 @@ class Staged(Network):
         """Adds the classifier and initialises the weights.
 
         Args:
-            width: channels that `last` gives.
+            width: output channels of `last`.
             num_classes: outputs; 0 for none.
             global_pool: timm's name of the pooling.
             drop_rate: dropout before the classifier.
-            info: `chs` and `reductions`, each of the stem and of every stage.
+            info: `chs` and `reductions`, one entry for the stem and one per stage.
         """
         names = ("stem", *self.stage_names)
         self.feature_info = [
@@ -62,7 +62,7 @@ class Staged(Network):
         raise NotImplementedError(f"{type(self).__name__} does not override stem")
 
     def pool(self, x: Tensor) -> Tensor:
-        """What stands between the stem and the first stage."""
+        """The layer between the stem and the first stage; by default the identity."""
         return x
 
     def stages(self) -> list[nn.Module]:
@@ -97,7 +97,7 @@ class Staged(Network):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Empties what features at `indices` do not need; gives the indices."""
+        """Removes the layers that the features at `indices` do not need; returns the indices."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         shortened = last < len(self.stage_names)
         for name in self.stage_names[last:]:

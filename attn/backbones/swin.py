@@ -1,4 +1,4 @@
-"""timm's Swin Transformer. Liu et al.: Swin Transformer, ICCV 2021. Maps are [N, H, W, C] inside."""
+"""timm's Swin Transformer. Liu et al.: Swin Transformer, ICCV 2021. Inside the network, maps are [N, H, W, C]."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class SwinTransformerBlock(timm_swin.SwinTransformerBlock):
     """timm's block with the slot `gate` (block) at the end of the mlp branch; its own `attn` attends to pixels."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, H, W, C], state) to the same shapes."""
         x, (conv_state, block_state) = inputs
         n, height, width, channels = x.shape
 
@@ -44,6 +45,7 @@ class SwinTransformerStage(timm_swin.SwinTransformerStage):
     """timm's stage; ends with the slot `attn` (stage)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
+        """Maps ([N, H, W, C], state) to ([N, H / stride, W / stride, C'], state)."""
         x, state = inputs
         x, state = run_stage(self.blocks, (self.downsample(x), state), self.grad_checkpointing)
         attention = getattr(self, "attn", None)

@@ -1,8 +1,8 @@
 """timm's Vision Transformer and DeiT. Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021; Touvron et al.: DeiT, ICML 2021.
 
-An attention sees all tokens, the class token among them, as a map [N, C, tokens, 1]: a head that reads the class token alone
-would give one that weighs the others alone no gradient in the last block, and tokens may have been dropped. What looks at
-neighbours in space (the 7x7 convolution of CBAM) sees neighbours in the order of the tokens. The network is one stage.
+An attention gets all tokens, including the class token, as a map [N, C, tokens, 1]. If it weighted only the other tokens, it would
+get no gradient in the last block from a head that reads only the class token; also, tokens may have been dropped. Spatial
+neighbours (for the 7x7 convolution of CBAM) are neighbours in the order of the tokens. The network is one stage.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Block(timm_vit.Block):
     def forward(  # type: ignore[override]
         self, inputs: tuple[Tensor, State], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[Tensor, State]:
+        """Maps ([N, tokens, C], state) to the same shapes."""
         x, (conv_state, block_state) = inputs
         f1 = self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
         middle = x + self.drop_path1(f1)
@@ -49,7 +50,7 @@ class Block(timm_vit.Block):
 
 
 class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[misc]
-    """timm's network; its blocks pass (tokens, state). The slot `attn` (stage) stands behind the last of them."""
+    """timm's network; its blocks pass (tokens, state). The slot `attn` (stage) is after the last of them."""
 
     def embed(self, x: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
@@ -59,16 +60,16 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
     ) -> tuple[Tensor, State]:
         masked = attn_mask is not None or is_causal
         call = partial(block, attn_mask=attn_mask, is_causal=is_causal) if masked else block
-        if not isinstance(block, Block):  # timm's other kinds of blocks, which have no slots
+        if not isinstance(block, Block):  # timm's other block types, which have no slots
             call = stateless(call)
-        # timm itself keeps the activations where there is a mask.
+        # timm itself stores the activations if there is a mask.
         return checkpointed(block, call, inputs) if self.grad_checkpointing and not masked else call(inputs)
 
     def end(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
-        """The stage slot."""
+        """The stage slot: maps ([N, tokens, C], state) to the same shapes."""
         x, state = inputs
         attention = getattr(self, "attn", None)
-        if attention is None or len(self.blocks) < len(self.feature_info):  # blocks that no feature needs are taken away
+        if attention is None or len(self.blocks) < len(self.feature_info):  # blocks that no feature needs were removed
             return inputs
         x, state = attention((to_map(x), state))
         return to_tokens(x), state
@@ -79,7 +80,7 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
 
     def taps(self) -> list[int]:
         count = len(self.blocks)
-        return [*range(1, count), count + 1]  # the last behind the stage slot
+        return [*range(1, count), count + 1]  # the last is after the stage slot
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         inputs: tuple[Tensor, State] = (x, START)
@@ -97,7 +98,7 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
         output_fmt: str,
         intermediates_only: bool,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As timm's, where the last norm applies to all features with `norm`, and to the last map wherever the pass stops."""
+        """As in timm: with `norm`, the last norm applies to all features; it always applies to the last map."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: only NCHW exists for {type(self).__name__}")
         take, last = feature_take_indices(len(taps), indices)

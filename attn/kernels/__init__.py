@@ -1,9 +1,9 @@
 """The end of a block as one operator: batch norm, channel gate, shortcut and ReLU in two passes over the map, and two back.
 
-`ops` is the contract: two differentiable operators, registered with torch. `reference` is the same in plain PyTorch, for any
-device and type: their definition. `cpu` is the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU, which `build`
-compiles in an explicit step, `python -m attn.kernels.build`. `block` is the end of a residual block by these operators, and by
-plain modules wherever they do not apply.
+`ops` is the interface: two differentiable operators, registered with torch. `reference` is their definition in plain PyTorch, for
+any device and type. `cpu` is the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU, which `build` compiles in an
+explicit step, `python -m attn.kernels.build`. `block` computes the end of a residual block with these operators, and with plain
+modules wherever they do not apply.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BUILD = "python -m attn.kernels.build"
 
 
 def form_here(kernels: str, device: str = "cpu") -> Literal["reference", "fused"]:
-    """What `auto` means on a machine, for maps on a type of device; any other choice stays.
+    """The form used on this machine for maps on a type of device: resolves `auto`.
 
     Raises:
         ValueError: as `fused_devices`.
@@ -28,11 +28,11 @@ def fused_devices(kernels: str) -> tuple[str, ...]:
     """Types of the devices on which blocks run fused, for a choice of form.
 
     Args:
-        kernels: `reference`: nowhere. `auto`: on the CPU if the C++ form is built, else nowhere. `fused`: the same, but it must
+        kernels: `reference`: none. `auto`: the CPU if the C++ form is built, else none. `fused`: the CPU; the C++ form must
             be built.
 
     Raises:
-        ValueError: an unknown choice, or `fused` where nothing is built.
+        ValueError: an unknown choice, or `fused` if the C++ form is not built.
     """
     from attn.kernels import cpu
 
@@ -42,5 +42,5 @@ def fused_devices(kernels: str) -> tuple[str, ...]:
         return ()
     built = cpu.library() is not None
     if kernels == "fused" and not built:
-        raise ValueError(f"kernels={kernels}: the C++ form is not built here; build it by {BUILD}, or use kernels=auto")
+        raise ValueError(f"kernels={kernels}: the C++ form is not built here; build it with {BUILD}, or use kernels=auto")
     return ("cpu",) if built else ()

@@ -1,4 +1,4 @@
-"""The end of a residual block by the operators of `ops.py`, and by plain modules wherever they do not apply."""
+"""The end of a residual block with the operators of `ops.py`, and with plain modules wherever they do not apply."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def pooled_by(module: nn.Module | None, features: int, x: Tensor, devices: tuple
     """Which features of a block a gate pools, if the block's end can run fused; else None.
 
     Args:
-        module: what stands in the slot.
-        features: how many the block offers it.
+        module: the content of the slot.
+        features: how many features the block offers it.
         x: the block's input.
-        devices: as of `fused_devices`.
+        devices: as from `fused_devices`.
     """
     if x.device.type not in devices or not isinstance(module, Gate) or not pools_alone(module):
         return None
@@ -29,17 +29,17 @@ def pooled_by(module: nn.Module | None, features: int, x: Tensor, devices: tuple
 def runs_fused(
     module: nn.Module | None, norm: nn.Module, device: torch.device, dtype: torch.dtype, on: tuple[str, ...]
 ) -> bool:
-    """Whether a block's end runs fused for maps on a device and of a type, by its attention, its last norm and `fused_devices`."""
+    """Whether a block's end runs fused for maps of a given device and type; `on` are the devices from `fused_devices`."""
     return device.type in on and isinstance(module, Gate) and pools_alone(module) and known_norm(norm) and dtype in DTYPES
 
 
 def pools_alone(module: Gate) -> bool:
-    """Whether all that a gate does is said by its vectors, and nobody watches its calls."""
+    """Whether a gate can be computed from means and variances alone, and has no hooks."""
     return module.takes_moments() and not hooked(module)
 
 
 def norm_act(y: Tensor, norm: Any, act: nn.Module, pool: bool) -> tuple[Tensor, Tensor | None]:
-    """act(norm(y)) and, with `pool`, its mean over H W [N, C], in the type of y. Fused if pooled: else there is nothing to gain."""
+    """act(norm(y)) and, with `pool`, its mean over H W [N, C], in the type of y. Fused only with `pool`: else nothing is gained."""
     if not pool:
         return act(norm(y)), None
     if not (fits(norm, y) and type(act) is nn.ReLU and not hooked(act)):
@@ -66,12 +66,12 @@ def block_end(
     Args:
         y: the last convolution's output, [N, C, H, W].
         norm: its batch norm.
-        module: what stands in the block slot.
-        features: those of the block before norm(y), its input first.
-        means: of those that the gate pools, the mean over H W [N, C] where it is known; None: not to be fused.
-        state: of the slot.
-        drop_path: of the branch, if any.
-        shortcut: as y.
+        module: the content of the block slot.
+        features: the block's features before norm(y), its input first.
+        means: for each feature that the gate pools, its mean over H W [N, C], or None if unknown; None for all: do not fuse.
+        state: the state of the slot.
+        drop_path: that of the branch, if any.
+        shortcut: the shortcut's output, in the shape of norm(y).
         act: the last activation.
     """
     if means is None or not (isinstance(module, Gate) and fits(norm, y)):
@@ -99,10 +99,10 @@ def block_end(
 
 
 def normalisation(norm: Any, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Batch norm as (y - centre) * scale + bias, all [C]; in training it moves the running statistics.
+    """Batch norm as (y - centre) * scale + bias, all [C]; in training it updates the running statistics.
 
     Returns:
-        `through`, as of `moments`; centre; scale; mean and variance of y, [N, C].
+        `through`, as from `moments`; centre; scale; mean and variance of y, [N, C].
     """
     mean, variance, mu, sigma2, through = moments(y)
     if norm.training:
@@ -122,17 +122,17 @@ def wide(vector: Tensor) -> Tensor:
 
 
 def fits(norm: Any, y: Tensor) -> bool:
-    """Whether a norm is the batch norm that the operators know, and a map one that they take.
+    """Whether the operators support a norm and a map.
 
-    Not so: a batch of a single value per channel in training (torch's error stays), float16 and float64.
+    Not supported: a batch of a single value per channel in training (torch raises its error), float16 and float64.
     """
     return known_norm(norm) and y.dtype in DTYPES and y.numel() > (y.shape[1] if norm.training else 0)
 
 
 def known_norm(norm: Any) -> bool:
-    """Whether a norm is the batch norm that the operators know.
+    """Whether the operators support a norm.
 
-    Not so: SyncBN (its statistics are those of all ranks), no running statistics, a cumulative average (momentum None), no
+    Not supported: SyncBN (its statistics are those of all ranks), no running statistics, a cumulative average (momentum None), no
     weight.
     """
     return (
@@ -145,5 +145,5 @@ def known_norm(norm: Any) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether somebody watches the module's calls: it is then called."""
+    """Whether the module has hooks, so that it must really be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)

@@ -1,8 +1,8 @@
 """Compiles the operators' C++ form for this machine's CPU: `python -m attn.kernels.build`.
 
-The file lands in the user's cache folder ($XDG_CACHE_HOME/attn, else ~/.cache/attn), under a name that tells source, flags,
-compiler and CPU apart: another version or another machine in a cluster never loads it. Nothing is compiled at any other time.
-It takes seconds, and needs a C++ compiler with OpenMP (CXX, else g++, c++ or clang++) but nothing of torch's own headers.
+The file is written to the user's cache folder ($XDG_CACHE_HOME/attn, else ~/.cache/attn), under a name that depends on source, flags
+and CPU: another version or another machine in a cluster never loads it. Nothing is compiled at any other time.
+It takes seconds, and needs a C++ compiler with OpenMP (CXX, else g++, c++ or clang++) but not torch's own headers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "
 
 
 def library_path() -> Path:
-    """Where the compiled form of this source for this CPU is, or would be."""
+    """The path of the compiled form of this source for this CPU, whether it exists or not."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = "\n".join([SOURCE.read_text(), *FLAGS, cpu_features()])
     return cache / "attn" / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
 
 def cpu_features() -> str:
-    """What -march=native depends on."""
+    """A string with the CPU features that -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -42,7 +42,7 @@ def cpu_features() -> str:
 
 
 def compiler() -> list[str] | None:
-    """The command of a C++ compiler: that of CXX, else the first that is installed."""
+    """The command of a C++ compiler: CXX if set, else the first that is installed."""
     chosen = shlex.split(os.environ.get("CXX", ""))
     if chosen:
         return chosen if shutil.which(chosen[0]) else None
@@ -50,41 +50,41 @@ def compiler() -> list[str] | None:
 
 
 def build(force: bool = False) -> tuple[bool, str]:
-    """Compiles, unless it has been done.
+    """Compiles the C++ form if it does not exist yet.
 
     Args:
-        force: also if it has been done.
+        force: compile even if it exists.
 
     Returns:
-        Whether the form is there, and one line that says what was done, or why not.
+        Whether the form exists, and one line that says what was done, or why not.
     """
     path = library_path()
     if path.exists() and not force:
-        return True, f"kernels: {path} is there"
+        return True, f"kernels: {path} exists already"
     command = compiler()
     if command is None:
         tried = os.environ.get("CXX") or "g++, c++ and clang++"
-        return False, f"kernels: not built, no C++ compiler found ({tried}); the reference form serves"
+        return False, f"kernels: not built, no C++ compiler found ({tried}); the reference form is used"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Under a name of its own first: whoever else builds or loads sees a finished file or none.
+        # First written under a temporary name: other processes see either no file or a finished one.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
             target = Path(folder) / path.name
             done = subprocess.run([*command, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True)
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit status {done.returncode}"]
-                return False, f"kernels: not built, {command[0]} failed: {lines[0].strip()}; the reference form serves"
+                return False, f"kernels: not built, {command[0]} failed: {lines[0].strip()}; the reference form is used"
             os.replace(target, path)
     except OSError as error:
-        return False, f"kernels: not built, {error}; the reference form serves"
+        return False, f"kernels: not built, {error}; the reference form is used"
     return True, f"kernels: built {path} with {command[0]}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--force", action="store_true", help="compile even if it has been done")
+    parser.add_argument("--force", action="store_true", help="compile even if the file exists")
     parser.add_argument(
-        "--optional", action="store_true", help="exit status 0 where it cannot be built: the reference form serves"
+        "--optional", action="store_true", help="exit status 0 if it cannot be built: the reference form is used"
     )
     options = parser.parse_args()
     built, line = build(options.force)

@@ -16,13 +16,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled form, None where it has not been built. See `attn.kernels.build`."""
+    """The compiled form, None if it has not been built. See `attn.kernels.build`."""
     path = library_path()
     return ctypes.CDLL(str(path)) if path.exists() else None
 
 
 def serves(y: Tensor) -> bool:
-    """Whether this form computes for a map."""
+    """Whether this form supports a map."""
     return y.dtype in DTYPES and y.numel() > 0 and library() is not None
 
 
@@ -93,14 +93,14 @@ def vectors(y: Tensor, rows: int) -> Tensor:
 
 
 def row_step(scale: Tensor) -> int:
-    """Values from one sample's vector to the next one's: 0 where all share one."""
+    """Values from one sample's vector to the next one's: 0 if all samples share one."""
     return 0 if scale.shape[0] == 1 else scale.shape[1]
 
 
 def call(name: str, y: Tensor, *arguments: Tensor | int | None) -> None:
-    """Calls a function of the library. A tensor goes as its address, None as no address, an int as an int64."""
+    """Calls a function of the library. A tensor is passed as its address, None as a null pointer, an int as an int64."""
     found = library()
-    assert found is not None, "`serves` has asked for it"
+    assert found is not None, "`serves` has checked it"
     n, c, h, w = y.shape
     head = (int(y.dtype == torch.bfloat16), int(memory_format(y) == torch.channels_last), torch.get_num_threads())
     passed = [

@@ -1,21 +1,21 @@
-"""The contract: two operators, from which the end of a block is put together.
+"""The interface: two operators, from which the end of a block is composed.
 
-Both take maps [N, C, H, W] of any floating type and give vectors in float32 (float64 for float64 maps).
+Both take maps [N, C, H, W] of any floating type and return vectors in float32 (float64 for float64 maps).
 
-`moments(y)` gives, in one pass,
+`moments(y)` computes, in one pass,
 
     mean, var    [N, C]  of each channel of each sample over H W (var: divided by H W)
-    mu, sigma2   [C]     of each channel over N H W, as batch norm takes them
-    through      [N, C, H, W]  zeros without memory, standing for y - y.detach(): the way of `affine`'s gradient back to y
+    mu, sigma2   [C]     of each channel over N H W, as batch norm uses them
+    through      [N, C, H, W]  zeros without memory, in the role of y - y.detach(): carries `affine`'s gradient back to y
 
-`affine(y, through, centre, scale, shift, shortcut, relu, pool)` gives, in one pass,
+`affine(y, through, centre, scale, shift, shortcut, relu, pool)` computes, in one pass,
 
     out          relu((y - centre[c]) * scale[n, c] + shift[n, c] + shortcut), in the type and layout of y
     pooled       [N, C], the mean of out over H W; empty without `pool`
 
-y is a constant to `affine`; its gradient leaves by `through`, and `moments` adds to it, in its one pass back, what comes by
-the vectors. So autograd differentiates whatever is computed between the two, from vectors alone, and only y, out and vectors
-are kept. The gradients are those of the formulas; second derivatives do not exist.
+y is a constant to `affine`; its gradient goes through `through`, and `moments` adds the vectors' gradients to it in its one
+backward pass. So autograd differentiates everything computed between the two, using vectors only, and only y, out and vectors
+are stored. The gradients are those of the formulas; second derivatives are not supported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def no_map(y: Tensor) -> Tensor:
 
 @torch.library.custom_op("attn::moments", mutates_args=())
 def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See the module."""
+    """See the docstring of this file."""
     return (*form(y).moments(y), no_map(y))
 
 
@@ -62,7 +62,7 @@ def moments_backward(
     grad_mu: Tensor,
     grad_sigma2: Tensor,
 ) -> Tensor:
-    """The gradient of `moments` by y: `through`, plus for each channel of each sample a line in y."""
+    """The gradient of `moments` with respect to y: `through`, plus a linear function of y for each channel of each sample."""
     return form(y).moments_backward(through, y, mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)
 
 
@@ -96,7 +96,7 @@ def affine(
     relu: bool,
     pool: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See the module. `centre` [C]; `scale` and `shift` both [N, C] or both [1, C]; `shortcut` as y, in shape and type."""
+    """See the docstring of this file. `centre` [C]; `scale` and `shift` both [N, C] or both [1, C]; `shortcut` as y, in shape and type."""
     return form(y).affine(y, centre, scale, shift, shortcut, relu, pool)
 
 
@@ -125,7 +125,7 @@ def affine_backward(
     relu: bool,
     with_shortcut: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `affine` by `through`, `shortcut` (empty without one), scale and shift (both [N, C])."""
+    """The gradients of `affine` with respect to `through`, `shortcut` (empty without one), scale and shift (both [N, C])."""
     return form(y).affine_backward(grad, grad_pooled, out, y, centre, scale, relu, with_shortcut)
 
 
@@ -147,7 +147,7 @@ def _(
 def keep_affine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     y, _, centre, scale, _, shortcut, ctx.relu, ctx.pool = inputs
     ctx.with_shortcut = shortcut is not None
-    # Without ReLU the output is no part of the gradient.
+    # Without ReLU the gradient does not need the output.
     ctx.save_for_backward(y, output[0] if ctx.relu else y, centre, scale)
 
 

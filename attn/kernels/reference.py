@@ -12,12 +12,12 @@ def wide(y: Tensor) -> torch.dtype:
 
 
 def memory_format(y: Tensor) -> torch.memory_format:
-    """The layout in which a map is worked on: channels_last if it is so, else contiguous."""
+    """The layout used for a map: channels_last if it has this layout, else contiguous."""
     return torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def over_map(vector: Tensor) -> Tensor:
-    """[N or 1, C] or [C], to be broadcast over [N, C, H, W]."""
+    """Reshapes [N or 1, C] or [C] so that it broadcasts over [N, C, H, W]."""
     return vector[..., None, None]
 
 

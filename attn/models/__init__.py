@@ -1,1 +1,1 @@
-"""A model from a backbone and an attention: what fills which slot, and what can be counted or added on such a model."""
+"""Models made of a backbone and an attention: filling the slots, counting operations, auxiliary losses."""

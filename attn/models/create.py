@@ -1,4 +1,4 @@
-"""One model = backbone x attention: timm builds the network, then attentions are put into its slots in place."""
+"""One model = backbone x attention: timm builds the network, then attentions are placed in its slots."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def create_model(
         attention: a name of `list_attentions()`, a mapping of slots as in `configs/attention/*.yaml`, or None for the network
             as timm ships it.
         num_classes: outputs of the classifier; 0 for none.
-        features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps.
-        out_indices: which maps `features_only` gives; all by default.
+        features_only: return timm's `FeatureGetterNet`, which returns a list of feature maps.
+        out_indices: which maps `features_only` returns; all by default.
         kernels: how the ends of ResNets' blocks are computed: `reference`, the modules one by one; `fused`, in two passes over
-            the map (`attn.kernels`) wherever a gate allows it; `auto`, fused if the form for this machine has been built.
-            Names of parameters and state dicts are the same, results equal up to rounding.
-        timm_kwargs: an option of a named attention by its plain name, as in `create_model("resnet18", "se", reduction=8)`; the
+            the map (`attn.kernels`) if the gate allows it; `auto`, fused if the kernels are built on this machine.
+            Parameter names and state dicts are the same, results are equal up to rounding.
+        timm_kwargs: an option of a named attention by its name, as in `create_model("resnet18", "se", reduction=8)`; the
             others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
-            are loaded before the attentions are put in.
+            are loaded before the attentions are placed.
 
     Returns:
-        The timm model: with attention None its keys and outputs are timm's, else only the attentions' keys are new.
+        The timm model: without an attention its keys and outputs are timm's, else only the attentions' keys are new.
 
     Raises:
-        ValueError: an unknown name or setting, or a pairing that makes no sense; says which and why.
+        ValueError: an unknown name or setting, or an invalid combination; the message says which and why.
     """
     if not isinstance(backbone, str):
         raise ValueError(f"backbone={backbone!r} must be a name, such as resnet50")
@@ -79,7 +79,7 @@ def create_model(
             raise ValueError(f"its network class {type(model).__name__} has no slots; supported are {known}")
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from error
-    except (AttributeError, IndexError) as error:  # fewer stages than the family has, say
+    except (AttributeError, IndexError) as error:  # for example, fewer stages than the family has
         given = ", ".join(f"{key}={value!r}" for key, value in timm_kwargs.items() if key != "pretrained")
         if not given:
             raise
@@ -96,7 +96,7 @@ def create_model(
 def _take_options(
     attention: str, wanted: spec.AttentionSpec, kwargs: dict[str, Any]
 ) -> tuple[spec.AttentionSpec, dict[str, Any]]:
-    """Gives the options that the attention has to it; returns it, and the other options.
+    """Sets those options that belong to the attention; returns the attention and the other options.
 
     Raises:
         ValueError: several parts of the attention have the option.
@@ -124,7 +124,7 @@ def _take_options(
 
 
 def _parts(part: partial[Any], path: str) -> Iterator[tuple[str, partial[Any]]]:
-    """An attention and those that it is made of."""
+    """An attention and the attentions that it contains, each with its path."""
     yield path, part
     for key, value in part.keywords.items():
         for i, child in enumerate(value if isinstance(value, (list, tuple)) else [value]):
@@ -142,10 +142,10 @@ def _with_option(node: Any, target: partial[Any], key: str, value: Any) -> Any:
 
 
 def set_kernels(model: nn.Module, kernels: Kernels) -> None:
-    """Lets the blocks that can run fused do so, or no longer; see `create_model`.
+    """Switches the fused form of the blocks on or off; see `create_model`.
 
     Raises:
-        ValueError: an unknown choice, or `fused` where nothing is built.
+        ValueError: an unknown choice, or `fused` if the kernels are not built.
     """
     devices = fused_devices(kernels)
     for module in model.modules():
@@ -154,22 +154,22 @@ def set_kernels(model: nn.Module, kernels: Kernels) -> None:
 
 
 def fused_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
-    """How many blocks run fused for maps on a device and of a type, and how many are of a kind that can."""
+    """How many blocks run fused for maps of a given device and type, and how many blocks can."""
     blocks: list[Any] = [module for module in model.modules() if hasattr(type(module), "fused_on")]
     return sum(block.runs_fused(device, dtype) for block in blocks), len(blocks)
 
 
 def check_input(model: nn.Module, image_size: int, training: bool = False) -> None:
-    """Lets a model see an image [1, 3, S, S] on the meta device, where nothing is computed: shapes alone decide.
+    """Runs a model on an image [1, 3, S, S] on the meta device, which checks shapes and computes no values.
 
     Args:
-        model: left as it is.
+        model: not changed.
         image_size: S, in pixels.
-        training: in training mode, where a norm may need more than one value per channel.
+        training: run in training mode, where a norm may need more than one value per channel.
 
     Raises:
-        ValueError: the model cannot take images of this size (Swin's is fixed; others halve a small one to nothing), or one
-            image alone.
+        ValueError: the model cannot take images of this size (Swin has a fixed size; others reduce a small image to nothing), or
+            a single image.
     """
     before = model.training
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -178,8 +178,8 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
             shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
             functional_call(model.train(training), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
     except Exception as error:  # whatever the network's own code raises at such a size
-        if "meta" not in str(error).lower():  # else it is this device that an attention cannot take
-            if isinstance(error, (AttributeError, TypeError, KeyError)):  # no matter of the image's size
+        if "meta" not in str(error).lower():  # else an attention does not support the meta device
+            if isinstance(error, (AttributeError, TypeError, KeyError)):  # not caused by the image size
                 raise ValueError(f"cannot run with these options: {reason(error)}") from error
             raise ValueError(f"cannot take images of {image_size} pixels: {reason(error)}") from error
     finally:
@@ -207,11 +207,11 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
     given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is refused afterwards
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is rejected later
             return timm.create_model(name, num_classes=num_classes, **kwargs)
     except MemoryError:
         raise ValueError(f"the network does not fit into memory ({given})") from None
-    except Exception as error:  # timm checks few options: a wrong one fails wherever it is used first
+    except Exception as error:  # timm checks few options: a wrong one fails where it is first used
         if kwargs.get("pretrained") and isinstance(error, (RuntimeError, OSError)):
             raise ValueError(f"pretrained=True: timm cannot get the weights: {reason(error)}") from None
         raise ValueError(f"timm refuses an option ({given}): {reason(error)}") from None
@@ -221,7 +221,7 @@ def attach(model: nn.Module, family: Family, wanted: spec.AttentionSpec) -> None
     """Fills the slots of an adopted model. All sockets are found before any is filled: their widths are the backbone's own.
 
     Raises:
-        ValueError: the family lacks the slot or setting, or the attention refuses a site.
+        ValueError: the family lacks the slot or setting, or the attention rejects a site.
     """
     network = family.network.__name__
     if wanted.sites not in ("all", "native"):
@@ -267,7 +267,7 @@ def _fill(sockets: list[Socket], network: str, slot: Slot, attention: partial[At
             continue
         if socket.make_room is not None:
             socket.make_room()
-        # timm sets an absent module as a plain attribute, which would hide a registered one.
+        # timm stores an absent module as a plain attribute, which would hide a registered one.
         socket.owner.__dict__.pop(socket.name, None)
         setattr(socket.owner, socket.name, module)
         if module.takes_norm_act:
@@ -278,12 +278,12 @@ def _fill(sockets: list[Socket], network: str, slot: Slot, attention: partial[At
 
 
 def list_attentions(pattern: str = "*") -> list[str]:
-    """Names of the attentions, `configs/attention/*.yaml`, that fit a pattern such as `dca_*`."""
+    """Names of the attentions, `configs/attention/*.yaml`, that match a pattern such as `dca_*`."""
     return [name for name in groups.names("attention") if fnmatchcase(name, pattern)]
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Names of the backbones with a config that fit a pattern such as `resnet*`.
+    """Names of the backbones with a config that match a pattern such as `resnet*`.
 
     Any other timm name of a supported family works too.
     """
@@ -293,7 +293,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
 def set_last_norm(model: nn.Module, zero: bool) -> None:
     """Sets the weight of the last norm of every residual branch to 0 (timm's default for ResNets) or to 1 (the authors').
 
-    Blocks that have no such initialisation in timm are left alone.
+    Blocks without this initialisation in timm are not changed.
     """
     for block in model.modules():
         if not hasattr(block, "zero_init_last") or isinstance(block.zero_init_last, bool):

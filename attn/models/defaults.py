@@ -1,4 +1,4 @@
-"""A network's mapping without what its classes' signatures say anyway: a config from before an option existed means its default."""
+"""A network's mapping without default values: a config written before an option existed means its default."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from attn.models.spec import SETTINGS, SLOTS, locate
 
 
 def without_defaults(backbone: Mapping[str, Any], attention: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a network, without the keys that hold the default of the class that takes them.
+    """The mapping that defines a network, without keys whose value is the default of their class.
 
-    Two networks are the same if this is equal, whichever version of a class wrote the one or the other: a key that one of them
-    lacks is then its default. Nothing but this package is imported. Keys whose default is not known stay: those of other classes that are not imported yet, and a backbone's
-    but for its rates and `in_chans`, which alone timm's entry points leave to the network's class.
+    Two networks are the same if their results are equal, even if different versions of a class wrote them: a key that one of
+    them lacks has its default. Only this package is imported. Keys with unknown defaults stay: those of other classes that are
+    not imported yet, and those of a backbone except its rates and `in_chans`, the only ones for which timm's entry points use
+    the default of the network's class.
 
     Args:
         backbone: `name` and options, as in `configs/backbone/*.yaml`.
@@ -58,10 +59,10 @@ def _differing(content: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str
 def _target_defaults(target: str) -> dict[str, Any]:
     module = target.rpartition(".")[0]
     if not module.startswith("attn.modules.") and module not in sys.modules:
-        return {}  # the mapping may be a stranger's, and importing a module executes it
+        return {}  # the mapping may come from an untrusted source, and importing a module executes it
     try:
         cls = locate(target, "attention")
-    except Exception:  # a user's module, which may be gone, and may raise anything
+    except Exception:  # a user's module, which may be missing or raise any error
         return {}
     if not (isinstance(cls, type) and issubclass(cls, Attention)):
         return {}
@@ -69,7 +70,7 @@ def _target_defaults(target: str) -> dict[str, Any]:
 
 
 def _plain(default: Any) -> Any:
-    """A default as a mapping of a config would say it."""
+    """A default as it would be written in a config."""
     if isinstance(default, type) and issubclass(default, Attention):
         return {"_target_": f"{default.__module__}.{default.__qualname__}"}
     return list(default) if isinstance(default, tuple) else default

@@ -1,17 +1,17 @@
-"""Counts of parameters and operations, without running anything: every operator is seen on the meta device.
+"""Counts of parameters and operations, without computing values: the network runs on the meta device.
 
-Three conventions, because no single one prints what papers print:
+Three conventions, because no single one gives the numbers of all papers:
 
     ptflops  what the tables of BA-Net, DCANet and BA2M count (ptflops up to 0.6.6, one operation per multiply-accumulate):
             convolutions and linear layers with in x out per output position, the convolution's bias, BatchNorm2d 2 and ReLU
             or ReLU6 1 per element, pooling 1 per input element. Not counted: products of activations, BatchNorm1d, LayerNorm,
             sigmoid, softmax and other element-wise work.
     macs    multiply-accumulates of convolutions, linear layers and matrix products (attention maps included), nothing else.
-    macs_first   the same of the network with the stride of a bottleneck in its first 1x1 convolution, where He et al. had it
-            (see `stride_in_first`): what many papers print of the baselines that they copy, whichever network was trained.
+    macs_first   the same for the network with the stride of a bottleneck in its first 1x1 convolution, as in He et al.
+            (see `stride_in_first`): many papers print this for baselines that they copy, whichever network was trained.
 
-The papers counted modules; here operators are counted, so a mean over height and width is a global pooling whether a module
-or a function computes it.
+The papers counted modules; here operators are counted, so a mean over height and width is a global pooling, whether it is
+computed by a module or by a function.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ REDUCTIONS = {aten.mean, aten.amax}
 
 @dataclass(frozen=True)
 class Count:
-    """What a network holds and does.
+    """The parameters and operations of a network.
 
     Attributes:
-        params: trainable parameters; one that is shared counts once.
+        params: trainable parameters; a shared one counts once.
         ptflops: operations per image as ptflops up to 0.6.6 counts them.
         macs: multiply-accumulates per image.
     """
@@ -72,7 +72,7 @@ class OperatorCounter(TorchDispatchMode):
     """Adds up `ptflops` and `macs` over the operators that run inside it.
 
     Args:
-        model: its parameters tell a layer (a product with a parameter) from a product of activations.
+        model: its parameters distinguish a layer (a product with a parameter) from a product of activations.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,7 +87,7 @@ class OperatorCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         op = func._overloadpacket
         if op in NORMS and args[0].is_meta:
-            # Half of the time would go into the shapes of norms, which are known.
+            # The output shapes of norms are known, and computing them would take half of the time.
             x = args[0]
             out: Any = (torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1]))
         else:
@@ -122,14 +122,14 @@ def _over_map(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 
 def count(model: nn.Module, shape: Sequence[int] = (3, 224, 224), training: bool = False) -> Count:
-    """Counts a network on the meta device; the network itself is left as it is.
+    """Counts a network on the meta device; the network itself is not changed.
 
     Args:
         model: any network that takes one tensor.
         shape: of one input, without the batch.
         training: count the forward pass of training, for attentions that do nothing at inference (BA2M).
     """
-    # A batch has statistics from two on; the numbers stay those of one image.
+    # Batch statistics need at least two images; the returned numbers are those of one.
     batch = 2 if training else 1
     on_meta = copy.deepcopy(model).to("meta").train(training)
     with torch.device("meta"), torch.no_grad(), OperatorCounter(on_meta) as counter:
@@ -140,7 +140,7 @@ def count(model: nn.Module, shape: Sequence[int] = (3, 224, 224), training: bool
 def stride_in_first(model: nn.Module) -> nn.Module:
     """A copy whose bottlenecks have their stride in the first 1x1 convolution instead of the 3x3 (ResNet, He et al. 2016).
 
-    A block whose 3x3 convolution was replaced by an attention stays as it is.
+    A block whose 3x3 convolution was replaced by an attention is not changed.
     """
     model = copy.deepcopy(model)
     for block in model.modules():
@@ -153,5 +153,5 @@ def stride_in_first(model: nn.Module) -> nn.Module:
 
 
 def parameters(model: nn.Module) -> int:
-    """Trainable parameters; one that is shared counts once."""
+    """Number of trainable parameters; a shared one counts once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

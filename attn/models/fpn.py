@@ -1,7 +1,7 @@
 """Attention in feature pyramids: AW, SE, CBAM and their combinations on the convolutions of an FPN.
 
-As in AW-convolution (arXiv 2108.08205, table 2): AW takes the place of every lateral 1x1 and of every 3x3 output
-convolution, SE or CBAM refine the input of each of them. The pyramid's own code and parameter names stay as they are.
+As in AW-convolution (arXiv 2108.08205, table 2): AW replaces every lateral 1x1 and every 3x3 output
+convolution; SE or CBAM refine the input of each of them. The pyramid's own code and parameter names do not change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attn.modules.aw import AW, AWConv2d, plan
 
 
 class GatedConv2d(nn.Conv2d):
-    """A convolution whose input an attention refines first; it takes the place of `conv` and keeps its parameters."""
+    """A convolution whose input an attention refines first; it replaces `conv` and keeps its parameters."""
 
     def __init__(self, conv: nn.Conv2d, gate: Attention) -> None:
         super().__init__(**conv_settings(conv), device="meta")
@@ -49,22 +49,22 @@ def add_attention(
     outputs: str = "fpn_convs",
     strides: Sequence[int] | None = None,
 ) -> None:
-    """Puts an attention on the lateral and output convolutions of a feature pyramid, in place.
+    """Adds an attention to the lateral and output convolutions of a feature pyramid, in place.
 
-    The parameters of a convolution keep their names (`lateral_convs.0.conv.weight`), so weights of the plain pyramid load;
-    those of the attention are new: `squeeze` and `excite` for AW, `gate` for what refines the input. A bias stays unweighed.
+    The parameters of a convolution keep their names (`lateral_convs.0.conv.weight`), so weights of the plain pyramid can be
+    loaded; those of the attention are new: `squeeze` and `excite` for AW, `gate` for the input's attention. A bias is not weighted.
 
-    AW's batch norms see a 1x1 map per image on the laterals: with two images per device convert to SyncBN, with one they
+    AW's batch norms get a 1x1 map per image on the laterals: with two images per device, convert to SyncBN; with one they
     use the running statistics (see `AWConv2d`).
 
     Args:
-        fpn: any module with two lists of convolutions, or of modules that hold one convolution each, first of the highest
-            resolution. Outputs beyond the number of laterals (extra levels) are left alone.
+        fpn: any module with two lists of convolutions, or of modules that hold one convolution each, highest
+            resolution first. If there are more outputs than laterals (extra levels), the others are not changed.
         attention: a name of `attn.list_attentions()` or a mapping as in `configs/attention/*.yaml`. Its `conv` slot may hold
             AW, its `block` slot an attention that needs one feature map and no state (SE, ECA, SRM, SGE, GE, GC, CBAM ...);
-            `stages` picks levels, from 1.
-        laterals: attribute with the list of 1x1 convolutions; MMDetection's name, in torchvision `inner_blocks`.
-        outputs: attribute with the list of 3x3 convolutions; MMDetection's name, in torchvision `layer_blocks`.
+            `stages` selects levels, from 1.
+        laterals: attribute with the list of 1x1 convolutions; by default MMDetection's name; torchvision: `inner_blocks`.
+        outputs: attribute with the list of 3x3 convolutions; by default MMDetection's name; torchvision: `layer_blocks`.
         strides: input pixels per pixel of each level, for attentions that need the map's size; by default 4, 8, 16, ...
 
     Raises:
@@ -87,7 +87,11 @@ def add_attention(
 
 
 def _check(wanted: spec.AttentionSpec) -> None:
-    """Refuses what a pyramid cannot hold."""
+    """Checks that the attention fits a pyramid.
+
+    Raises:
+        ValueError: it does not.
+    """
     if wanted.stage is not None:
         raise ValueError("a pyramid has no stage to end (stage slot); use the block or conv slot")
     if wanted.block is None and wanted.conv is None:
@@ -106,7 +110,7 @@ def _convolutions(fpn: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]
     """The convolution of every entry of a list: the module that holds it, and its name there."""
     entries = getattr(fpn, attribute, None)
     if not isinstance(entries, (nn.ModuleList, nn.Sequential)):
-        raise ValueError(f"it has no list {attribute!r}; name the lists of its convolutions by laterals= and outputs=")
+        raise ValueError(f"it has no list {attribute!r}; name the lists of its convolutions with laterals= and outputs=")
     found = []
     for i, entry in enumerate(entries):
         convs = [name for name, module in entry.named_modules() if isinstance(module, nn.Conv2d)]
@@ -116,7 +120,7 @@ def _convolutions(fpn: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]
         owner, _, name = path.rpartition(".")
         conv = entries.get_submodule(path)
         if type(conv).forward is not nn.Conv2d.forward:
-            raise ValueError(f"{attribute}[{i}] holds a {type(conv).__name__}, which is no plain nn.Conv2d")
+            raise ValueError(f"{attribute}[{i}] holds a {type(conv).__name__}, which is not a plain nn.Conv2d")
         found.append((entries.get_submodule(owner), name))
     return found
 
@@ -142,7 +146,7 @@ def _fill(convs: Sequence[tuple[nn.Module, str]], wanted: spec.AttentionSpec, st
 
 
 def _options(attention: partial[Attention] | None, sites: Sequence[Site]) -> Sequence[Mapping[str, Any] | None]:
-    """The attention's options at every level; None where it is absent or leaves the level out."""
+    """The attention's options at every level; None if there is no attention or it does not use the level."""
     if attention is None:
         return [None] * len(sites)
     options = dict(attention.keywords)

@@ -1,4 +1,4 @@
-"""The options of an attention against the annotations of its constructor: a config may hold anything."""
+"""Checks an attention's options against the annotations of its constructor, because a config may contain any value."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 LISTS = (Sequence, list, tuple)
 
 
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
+NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "null"}
 
 
 def check_options(cls: type, options: Mapping[str, Any]) -> None:
-    """Compares options with the constructor's annotations; what those do not say is left to the class.
+    """Checks options against the constructor's annotations; the class checks everything else.
 
     Raises:
-        ValueError: there is no such option, or its value has another type; names both and what there is.
+        ValueError: an option does not exist, is missing or has the wrong type; the message names it and what is allowed.
     """
-    constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
+    constructor: Any = getattr(cls, "__init__")  # noqa: B009 (mypy takes the plain form for an instance's)
     taken = options_of(cls)
     signature = inspect.signature(constructor).parameters.values()
     for parameter in signature:
@@ -40,7 +40,7 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """The defaults of the options of `place` and the constructor, those of base classes included that they are passed on to."""
+    """The defaults of the options of `place`, `build` and the constructor, including base classes that they are passed on to."""
     found: dict[str, Any] = {}
     for method in ("place", "build", "__init__"):
         for function in (vars(base)[method] for base in cls.__mro__ if method in vars(base)):
@@ -55,7 +55,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 def options_of(cls: type) -> dict[str, Any]:
     """Names of the options of an attention, with their types."""
-    constructor: Any = getattr(cls, "__init__")  # noqa: B009 (for mypy, which takes the plain form for an instance's)
+    constructor: Any = getattr(cls, "__init__")  # noqa: B009 (mypy takes the plain form for an instance's)
     taken = _parameters(constructor)
     for placing in ("place", "build"):
         taken |= _parameters(getattr(cls, placing, None))
@@ -68,7 +68,7 @@ def _parameters(function: Any) -> dict[str, Any]:
         return {}
     try:
         hints = get_type_hints(function)
-    except Exception:  # a name that is imported for the type checker alone
+    except Exception:  # a name that is imported only for the type checker
         hints = {}
     named = [
         p.name
@@ -79,7 +79,7 @@ def _parameters(function: Any) -> dict[str, Any]:
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
-    """What a `Literal` lists, also as an alternative or as a list's element; empty for any other annotation."""
+    """The values of a `Literal`, also within a union or a list; empty for any other annotation."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     return tuple(choice for part in get_args(kind) if get_origin(part) is not Callable for choice in _choices(part))
@@ -95,7 +95,7 @@ def _fits(value: Any, kind: Any) -> bool:
         item = get_args(kind)[0]
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
-        return get_origin(item) is Callable or all(_fits(v, item) for v in value)  # the class names the part that is none
+        return get_origin(item) is Callable or all(_fits(v, item) for v in value)  # the class reports a wrong item
     if origin is Callable:
         return callable(value)
     if kind in (int, float):

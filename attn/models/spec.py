@@ -1,4 +1,4 @@
-"""An attention by name or mapping, as what goes into each slot."""
+"""Turns the name or mapping of an attention into the content of each slot."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from attn.attention import Attention
 from attn.config.groups import load, unknown
 
 SLOTS = ("block", "conv", "stage")
-SETTINGS: dict[str, Any] = {"sites": "all", "position": None, "convs": None}  # what may stand beside the slots, by default
+SETTINGS: dict[str, Any] = {"sites": "all", "position": None, "convs": None}  # other allowed keys, with defaults
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What fills which slot, and where.
+    """The content of each slot, and where it is placed.
 
     Attributes:
         block, conv, stage: an `Attention` class with its options, or None for an empty slot.
-        sites: all, or native for the block sites alone where the backbone has an attention itself.
-        position: where in a block its slot lies, if the family offers a choice; None for its default.
-        convs: which convolutions the conv slot takes, if the family offers a choice; None for its default.
+        sites: all, or native for only those block sites where the backbone has its own attention.
+        position: where in a block the slot is, if the family offers a choice; None for its default.
+        convs: which convolutions the conv slot covers, if the family offers a choice; None for its default.
     """
 
     block: partial[Attention] | None = None
@@ -35,7 +35,7 @@ class AttentionSpec:
 
     @property
     def filled(self) -> dict[str, partial[Attention]]:
-        """The slots that hold something."""
+        """The slots that are not empty."""
         slots = {"block": self.block, "conv": self.conv, "stage": self.stage}
         return {slot: attention for slot, attention in slots.items() if attention is not None}
 
@@ -59,7 +59,7 @@ def resolve_attention(attention: str | Mapping[str, Any] | None) -> AttentionSpe
 
 
 def targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Every `_target_` in a mapping of slots, at any depth, with its place; nothing is imported."""
+    """Every `_target_` in a mapping of slots, at any depth, with its path; nothing is imported."""
     prefix = f"{where}." if where else ""
     if isinstance(node, Mapping):
         for key, child in node.items():
@@ -73,7 +73,7 @@ def targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _build(node: Any, where: str) -> Any:
-    """Turns mappings with `_target_` into partials, in options and in lists of them too; anything else is passed on."""
+    """Turns mappings with `_target_` into partials, also in options and in lists of them; other values are not changed."""
     if isinstance(node, partial):
         target, options = node.func, node.keywords
     elif isinstance(node, Mapping) and "_target_" in node:
@@ -88,7 +88,7 @@ def _build(node: Any, where: str) -> Any:
     else:
         return node
     if not (isinstance(target, type) and issubclass(target, Attention)):
-        raise ValueError(f"{where}: {target!r} is no subclass of attn.attention.Attention")
+        raise ValueError(f"{where}: {target!r} is not a subclass of attn.attention.Attention")
     return partial(target, **options)
 
 
@@ -96,12 +96,7 @@ def locate(path: Any, where: str) -> Any:
     """The class that a `_target_` names.
 
     Raises:
-        ValueError: it cannot be imported; `where` says which setting holds it.
-    """
-    """The class that a `_target_` names.
-
-    Raises:
-        ValueError: it cannot be imported; `where` says which setting holds it.
+        ValueError: it cannot be imported; the message uses `where` to name the setting.
     """
     if not isinstance(path, str) or "." not in path:
         raise ValueError(f"{where}._target_={path!r} must be a module and a class, as in attn.modules.se.SE")

@@ -1,8 +1,8 @@
-"""Parameters that no forward pass uses: known by name, so that several ranks do not wait for their gradients.
+"""Parameters that no forward pass uses: they are named, so that DDP does not wait for their gradients.
 
-DistributedDataParallel waits in every step for the gradient of every parameter. An attention names what it holds but never uses
-(`Attention.unused_parameters`); `ignore_unused` hands the names to DDP, which leaves these parameters alone. All ranks hold equal
-values of them, as they start from one seed or one checkpoint, and no optimizer moves what has no gradient.
+DistributedDataParallel waits in every step for the gradient of every parameter. An attention names those that it never uses
+(`Attention.unused_parameters`); `ignore_unused` passes the names to DDP, which ignores these parameters. All ranks have equal
+values of them, because they start from one seed or one checkpoint, and no optimizer changes a parameter without a gradient.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from attn.attention import Attention
 
 
 def unused_parameters(model: nn.Module, objectives: bool = True) -> list[str]:
-    """Names, in `model`, of the parameters that its attentions hold but never use.
+    """Names, in `model`, of the parameters that its attentions contain but never use.
 
     Args:
         model: any network with attentions in it.
-        objectives: whether the training adds the attentions' own objectives; what only they reach is unused without.
+        objectives: whether the training adds the attentions' own objectives; without them, their parameters are unused.
     """
     found = []
     for prefix, module in model.named_modules():
@@ -33,11 +33,11 @@ def unused_parameters(model: nn.Module, objectives: bool = True) -> list[str]:
 
 
 def ignore_unused(model: nn.Module, loss: Callable[[nn.Module, torch.device], Tensor], objectives: bool = True) -> None:
-    """Makes DDP leave the unused parameters alone, after a check that they are those that get no gradient.
+    """Makes DDP ignore the unused parameters, after a check that exactly these get no gradient.
 
     Args:
-        model: not wrapped yet. It is not run: a copy is, without data, on the meta device.
-        loss: a scalar that the training minimises, of a given copy of the model on a given device.
+        model: not wrapped yet. It is not run itself: a copy of it runs without data on the meta device.
+        loss: computes the scalar training loss of a given copy of the model on a given device.
         objectives: as for `unused_parameters`.
 
     Raises:
@@ -65,7 +65,7 @@ def _without_gradient(model: nn.Module, loss: Callable[[nn.Module, torch.device]
     try:
         return _run(copy.deepcopy(model, memo), loss, meta)
     except (RuntimeError, NotImplementedError, ValueError, AssertionError):
-        # Something in the model wants values: two images on the CPU then.
+        # Something in the model needs values: run two images on the CPU instead.
         with torch.random.fork_rng(devices=[]):
             return _run(copy.deepcopy(model).cpu(), loss, torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""What the files of bridge attention share: which convolutions a site bridges, and where there is something to bridge."""
+"""Shared by the bridge attention files: which convolutions a site bridges, and which sites have enough of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Bridged = tuple[Tensor, ...] | None  # descriptors [N, C_i] of the convolutions 
 
 
 class Reach:
-    """The layers that a site bridges: its block's own convolutions, and of those before as many as q asks for (eq. 10).
+    """The layers that a site bridges: its block's own convolutions, and as many earlier ones as q requires (eq. 10).
 
     `widths` are their channels, in the order of the network; `sources` says which of the block's features are bridged.
 
     Raises:
-        ValueError: the block has one convolution alone, or q is below 1.
+        ValueError: the block has only one convolution, or q is below 1.
     """
 
     def __init__(self, site: Site, q: int | None, earlier: Sequence[int]) -> None:
@@ -35,11 +35,11 @@ class Reach:
         self.widths = (*earlier[len(earlier) - missing :], *own[len(own) - self.count :])
 
     def own(self, feats: Sequence[T]) -> Sequence[T]:
-        """Of one item per convolution of the block, those of the convolutions that are bridged."""
+        """From one item per convolution of the block, the items of the bridged convolutions."""
         return feats[len(feats) - self.count :]
 
     def collect(self, own: Sequence[Tensor], state: Bridged) -> tuple[list[Tensor], Bridged]:
-        """All descriptors to be bridged, from the block's own and those handed on; and what to hand on in turn."""
+        """All descriptors to bridge, from the block's own and those of earlier blocks; and the state for the next site."""
         if self.q is None:
             return list(own), state
         known = [*(state or ()), *own]
@@ -67,7 +67,7 @@ def build_where_bridged(
     """One module per site with at least `least` convolutions, None for the others.
 
     Raises:
-        ValueError: the constructor refuses a site, as it does where no site has enough convolutions.
+        ValueError: the constructor rejects a site, for example because no site has enough convolutions.
     """
     enough = [len(site.widths) > least for site in sites]
     possible = [site for site, fits in zip(sites, enough, strict=True) if fits]

@@ -1,4 +1,4 @@
-"""What several papers' files share: norms, poolings, and what is asked of a convolution or an option. No attention lives here."""
+"""Helpers shared by several papers: norms, poolings, and checks of convolutions and options. No attention belongs here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from attn.attention import Site
 class VectorBatchNorm(nn.BatchNorm1d):
     """BatchNorm over descriptors [N, C] that also trains at one image per device.
 
-    A batch of one has no variance: `nn.BatchNorm1d` raises. Here such a batch is normalised by the running statistics, which
-    it leaves as they are. With two images or more it is `nn.BatchNorm1d`, names included.
+    A batch of one has no variance: `nn.BatchNorm1d` raises an error. Here such a batch is normalised by the running statistics,
+    which stay unchanged. With two images or more it is the same as `nn.BatchNorm1d`. Parameter names are the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class VectorBatchNorm(nn.BatchNorm1d):
 class MapBatchNorm(nn.BatchNorm2d):
     """BatchNorm over maps [N, C, H, W] that also trains where every channel has a single value (N = H = W = 1).
 
-    Such a batch is normalised by the running statistics, as in `VectorBatchNorm`. Otherwise it is `nn.BatchNorm2d`.
+    Such a batch is normalised by the running statistics, as in `VectorBatchNorm`. Otherwise it is the same as `nn.BatchNorm2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def bin_average(x: Tensor, size: tuple[int, int]) -> Tensor:
         return x.mean((2, 3), keepdim=True)
     if not torch.are_deterministic_algorithms_enabled():
         return F.adaptive_avg_pool2d(x, size)
-    # The adaptive pooling of CUDA has no deterministic gradient; slices do.
+    # CUDA's adaptive pooling has no deterministic gradient; slices have one.
     for axis, bins in zip((2, 3), size, strict=True):
         length = x.shape[axis]
         edges = [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
@@ -61,7 +61,7 @@ def dense_conv(site: Site, name: str) -> nn.Conv2d:
     """The convolution of a `conv` site.
 
     Raises:
-        ValueError: there is none, it has groups, or it is no plain zero-padded `nn.Conv2d` that keeps the size at stride 1.
+        ValueError: there is none, it has groups, or it is not a plain zero-padded `nn.Conv2d` that keeps the size at stride 1.
     """
     conv = site.conv
     if conv is None:
@@ -93,19 +93,19 @@ def conv_settings(conv: nn.Conv2d) -> dict[str, Any]:
 
 
 def activation(name: str, key: str) -> type[nn.Module]:
-    """timm's class of an activation.
+    """timm's class for an activation.
 
     Args:
         name: timm's name.
-        key: the attention and its option, for the error, as in `BA: act`.
+        key: the attention and its option, for the error message, for example `BA: act`.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: timm has no activation of this name.
     """
     try:
         found = get_act_layer(name)
     except (KeyError, AssertionError):
         found = None
     if found is None:
-        raise ValueError(f"{key}={name!r} is no activation of timm; use relu, relu6, silu, sigmoid, hard_sigmoid ...")
+        raise ValueError(f"{key}={name!r} is not an activation of timm; use relu, relu6, silu, sigmoid, hard_sigmoid ...")
     return found

@@ -17,25 +17,25 @@ class AA(Attention):
 
     A head with query q at pixel i and key k at pixel j has the logit q_i (k_j + r^x_(jx - ix) + r^y_(jy - iy)) / sqrt(d).
     Of the C channels, d_v = value_ratio C come from the attention, both d_v and the keys' d_k = key_ratio C floored to
-    a multiple of the heads, d_v at least one and d_k at least `min_head` channels a head. No convolution has a bias beyond
-    that of the one that is replaced. Where that one has a stride, the attention works on maps averaged 3x3 with this stride.
+    a multiple of the heads; d_v has at least one and d_k at least `min_head` channels per head. Only the replaced convolution
+    may have a bias. If it has a stride, the attention works on maps averaged 3x3 with this stride.
 
     The logits take heads (H W)^2 values per image: at stride 8, a 224-pixel image takes 20 MB in fp32. The softmax is in fp32.
 
     Args:
-        site: the place, with `conv`. By default `place` fills the last three stages (2 to 4 of a ResNet).
+        site: the position, with `conv`. By default `place` fills the last three stages (2 to 4 of a ResNet).
         heads: number of heads.
         key_ratio: d_k / C.
         value_ratio: d_v / C.
-        min_head: least d_k of a head.
-        relative: whether there are relative position embeddings, 2 S - 1 for each of the axes on S x S maps.
+        min_head: minimum d_k of a head.
+        relative: whether to use relative position embeddings, 2 S - 1 per axis on S x S maps.
         input_size: side of the input images in pixels, which with the stride of the site gives S. Other images work too:
-            an offset beyond the table takes its last entry.
-        downsample: stages whose attention works at half the resolution (3x3 average before, bilinear interpolation behind).
-            The paper does so at the largest resolution to save memory; the sizes in the tables are without.
+            an offset outside the table uses the nearest entry.
+        downsample: stages whose attention works at half the resolution (3x3 average before, bilinear interpolation after).
+            The paper does so at the largest resolution to save memory; the sizes in the tables are for networks without it.
 
     Raises:
-        ValueError: the site has no plain dense convolution, or a setting is impossible.
+        ValueError: the site has no plain dense convolution, or a setting is invalid.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class AA(Attention):
         return q.unflatten(1, (self.heads, -1)), k.unflatten(1, (self.heads, -1)), v.unflatten(1, (self.heads, -1))
 
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
-        """[N, heads, d, H', W'] twice to [N, heads, H' W', H' W'], queries before keys."""
+        """Queries and keys, both [N, heads, d, H', W'], to logits [N, heads, H' W' (queries), H' W' (keys)]."""
         height, width = q.shape[3:]
         logits = q.flatten(3).transpose(2, 3) @ k.flatten(3)
         if self.rows is None or self.columns is None:
@@ -118,7 +118,7 @@ class AA(Attention):
         return (position - position[:, None]).clamp(1 - self.extent, self.extent - 1) + self.extent - 1
 
     def augment(self, x: Tensor, logits: Tensor, v: Tensor) -> Tensor:
-        """The convolution of x beside the values, averaged by the softmax of the logits."""
+        """Joins the convolution of x and the values averaged by the softmax of the logits: [N, C, H / stride, W / stride]."""
         y = self.conv(x)
         weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
         attended = v.flatten(3) @ weights.transpose(2, 3)  # [N, heads, d, H' W']

@@ -1,6 +1,6 @@
 """AW-convolution. An Attention Module for Convolutional Neural Networks, ICANN 2021, arXiv 2108.08205.
 
-O = Conv(I, K + A * K): the filters themselves are weighed, by an attention map A that is computed from each sample.
+O = Conv(I, K + A * K): an attention map A, computed from each sample, weights the filters themselves.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ Ratios = Ratio | Sequence[Ratio]
 
 
 class AWConv2d(nn.Conv2d):
-    """A convolution whose filters K [C2, C1, h, w] are weighed per sample by K + A * K (F2) or A * K, A in (0, 1).
+    """A convolution whose filters K [C2, C1, h, w] are weighted per sample: K + A * K (F2) or A * K, A in (0, 1).
 
     A [N, C2, C1, h, w] is repeated (Expand, eq. 2) from the smaller [N, C2 / r_c2, C1 / r_c1, h / r_hw, w / r_hw], which F1 gives: average
     pooling to h / r_hw by w / r_hw, 1x1 convolution to C2 / reduction channels, norm, ReLU, 1x1 convolution, norm, sigmoid.
-    A bias is not weighed. With groups, C1 is the number of input channels of one filter.
+    A bias is not weighted. With groups, C1 is the number of input channels of one filter.
 
-    The paper says that Expand may also go along N, C2, h and w. C2, h and w are here. N, one map for the batch, is not: an image's
-    prediction would depend on the others in its batch, and any way out of that at inference (a running mean of A) is a constant
-    that K can learn by itself, so that no attention is left.
+    The paper says that Expand may also go along N, C2, h and w. C2, h and w are supported here. N, one map for the batch, is not:
+    an image's prediction would depend on the others in its batch. Avoiding that at inference (by a running mean of A) gives a
+    constant that K can learn by itself, so no attention would remain.
 
-    It takes the place of an `nn.Conv2d` and keeps its parameters, under the same names. Note that K + A * K starts about 1.5
-    times as strong as K; a norm that follows absorbs it, and where none does (an FPN) the activations grow by as much.
+    It replaces an `nn.Conv2d` and keeps its parameters, under the same names. Note that K + A * K starts about 1.5
+    times as large as K; a norm after it removes this factor, and without a norm (an FPN) the activations grow by it.
 
-    The same result has several forms:
+    The same result can be computed in several forms:
 
     - `grouped`: one convolution with N * groups groups; N * C2 * C1 * h * w weights in memory.
     - `taps`: the sum over the h * w taps of a 1x1 convolution of the shifted input, scaled by A's tap; N * C2 * H * W values
       per tap. A must not depend on C1 (`r_c1` None).
     - `scale`: the plain convolution, its output channels scaled. A must be one value per filter: a 1x1 kernel, or `r_hw` its
       side, and `r_c1` None.
-    - `auto`: `scale` where possible, else whichever of the other two holds less in memory.
+    - `auto`: `scale` where possible, else the one of the other two that needs less memory.
 
     In training, one image whose pooled map is a single pixel (1x1 kernels) is normalised by the running statistics. Two
-    give the batch norm only the values -1 and 1: with so few per device convert to SyncBN.
+    give the batch norm only the values -1 and 1: with so few images per device, convert to SyncBN.
 
     Args:
-        conv: the convolution to take the place of; its parameters are shared, not copied.
-        reduction: r; C2 divided by the hidden width of F1. The paper does not say whether C1 or C2 is; C2 gives its printed size
-            of MobileNet, and elsewhere they are equal.
+        conv: the convolution to replace; its parameters are shared, not copied.
+        reduction: r; C2 divided by the hidden width of F1. The paper does not say whether it divides C1 or C2; C2 gives its
+            printed size of MobileNet, and elsewhere they are equal.
         r_c1: C1 over the depth of A; None or `all` for C1 itself, a map that does not depend on the input channel (the paper's
             choice).
         r_c2: C2 over the filters of A; neighbours share. `all` for C2 itself: one value for all filters.
@@ -58,7 +58,7 @@ class AWConv2d(nn.Conv2d):
         form: how to compute it.
 
     Raises:
-        ValueError: the convolution is no plain zero-padded `nn.Conv2d`, a ratio does not divide, or the form does not exist.
+        ValueError: the convolution is not a plain zero-padded `nn.Conv2d`, a ratio does not divide, or the form does not exist.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AWConv2d(nn.Conv2d):
         """1 + A (or A), [N, C1, H, W] to [N, C2, C1 or 1, h or 1, w or 1]: what K is multiplied by."""
         a = self.excite(self.squeeze(bin_average(x, self.map_shape[2:])))
         a = a.reshape(x.shape[0], *self.map_shape)
-        # An axis of length one is left to broadcasting, but that of C2, by which the filters of a batch are told apart.
+        # An axis of length one is broadcast, except that of C2, which must have its full length.
         for axis, ratio in enumerate(self.ratios, start=1):
             if axis == 1 or a.shape[axis] > 1:
                 a = a.repeat_interleave(ratio, axis)
@@ -121,7 +121,7 @@ class AWConv2d(nn.Conv2d):
         return self.by_taps(x, scale) if form == "taps" else self.by_groups(x, scale)
 
     def cheapest_form(self, x: Tensor) -> str:
-        """The last of `forms`, but between `taps` and `grouped` the one with less memory: C1 against H * W of the output."""
+        """The last of `forms`; if that is `taps`, the one of `taps` and `grouped` that needs less memory (C1 or output H * W)."""
         height, width = self.output_size(x)
         if self.forms[-1] == "taps" and height * width >= self.weight.shape[1]:
             return "grouped"
@@ -136,7 +136,7 @@ class AWConv2d(nn.Conv2d):
         return height, width
 
     def by_groups(self, x: Tensor, scale: Tensor) -> Tensor:
-        """The definition: each sample is convolved with filters of its own."""
+        """The definition: each sample is convolved with its own filters."""
         n, c, height, width = x.shape
         filters = (self.weight * scale).flatten(0, 1)
         y = F.conv2d(
@@ -168,7 +168,7 @@ class AWConv2d(nn.Conv2d):
 
 
 class AW(AWConv2d, Attention):
-    """`AWConv2d` in a `conv` slot. The options are its own; `place` has more.
+    """`AWConv2d` in a `conv` slot. It has the same options; `place` adds more.
 
     Raises:
         ValueError: the site has no convolution, or as `AWConv2d`.
@@ -187,10 +187,10 @@ class AW(AWConv2d, Attention):
         r_hw: Ratios = 1,
         **options: Any,
     ) -> list[Attention | None]:
-        """As `Attention.place`, with the choice of `plan`.
+        """As `Attention.place`, with the sites that `plan` chooses.
 
         Raises:
-            ValueError: as `plan`, or the constructor refuses a site.
+            ValueError: as `plan`, or the constructor rejects a site.
         """
         planned = plan(sites, stages, every, first, r_c1, r_c2, r_hw)
         return [None if p is None else cls(s, **p, **options) for s, p in zip(sites, planned, strict=True)]
@@ -219,10 +219,10 @@ class AW(AWConv2d, Attention):
 
 
 def _ratio(size: int, ratio: Ratio, name: str) -> int:
-    """A ratio as a number.
+    """A ratio as an integer.
 
     Raises:
-        ValueError: it is none, or does not divide the size.
+        ValueError: it is not a positive integer, or does not divide the size.
     """
     if ratio is None or ratio == "all":
         return size
@@ -240,22 +240,22 @@ def plan(
     r_c2: Ratios = 1,
     r_hw: Ratios = 1,
 ) -> list[dict[str, Any] | None]:
-    """Which convolutions are replaced, and the ratios of each; None where one is left.
+    """The ratios of each convolution that is replaced; None for one that is not.
 
     Args:
         sites: the convolutions.
         stages: numbers of the stages to fill, from 1; all by default.
         every: fill each `every`-th block of the network, from block number `first` (from 1). Every second depthwise separable
-            convolution is `every=2`, and with `first=2` the second of each pair.
+            convolution is `every=2`; with `first=2` it is the second of each pair.
         r_c1, r_c2, r_hw: as of `AWConv2d`, or a list of these: one for each stage in which convolutions are replaced, or one for
             each of these convolutions.
 
     Raises:
-        ValueError: a stage or block does not exist, or a list has another length.
+        ValueError: a stage or block does not exist, or a list has the wrong length.
     """
     if every < 1 or first < 1:
         raise ValueError(f"AW: every={every} and first={first} must be 1 or more")
-    select(sites, stages)  # refuses stages that do not exist
+    select(sites, stages)  # raises an error for stages that do not exist
     taken = [
         (stages is None or site.stage in stages) and site.depth + 1 >= first and (site.depth + 1 - first) % every == 0
         for site in sites
@@ -283,7 +283,7 @@ def _per_site(ratios: Ratios, sites: Sequence[Site], name: str) -> list[Ratio]:
 
 
 def _forms(map_shape: tuple[int, int, int, int]) -> tuple[str, ...]:
-    """The forms that an attention map of this shape allows, the most special last."""
+    """The forms that an attention map of this shape allows, the most specific last."""
     _, c1, height, width = map_shape
     if c1 > 1:
         return ("grouped",)

@@ -13,32 +13,32 @@ from attn.modules._layers import VectorBatchNorm, activation
 
 
 class BA(Gate):
-    """Weights from the pooled outputs of all convolutions of the block, not of the last alone (eqs. 6 to 9).
+    """Weights from the pooled outputs of all convolutions of the block, not only of the last (eqs. 6 to 9).
 
     Each conv output F_i is pooled (eq. 3), squeezed to C/r and batch-normalised; the sum, after ReLU, is expanded to C channel
-    weights: sigmoid(W relu(sum_i BN(W_i gap(F_i)))), by which the last output is multiplied (eq. 9).
+    weights: sigmoid(W relu(sum_i BN(W_i gap(F_i)))). The last output is multiplied by them (eq. 9).
 
-    Eq. 10 lets the sum reach over the layer and the q before it, whose block they may be of (its lower index is printed as q; the
-    text means n - q). The method of the paper's tables is that of a block's own convolutions, `q=None`.
+    In eq. 10 the sum covers the layer and the q layers before it, which may be in earlier blocks (its lower index is printed as
+    q; the text means n - q). The paper's tables use only the block's own convolutions, `q=None`.
 
     The authors' mobile networks have reduction 6; their EfficientNet act `silu`, their MobileNetV3 gate `hard_sigmoid`.
 
     Args:
-        site: the place; needs at least two convolutions. `place` leaves sites with one as the backbone made them (the
+        site: the position; needs at least two convolutions. `place` does not change sites with only one (the
             squeeze-and-excitation of an EfficientNet's first block), if there are others.
         reduction: C (width of the refined map) divided by the width of the squeezed descriptors.
-        reduction_of: `refined`, or `input`: C is the width of the block's input, as EfficientNet reckons that of its own
-            squeeze-and-excitation (the authors' BA-EfficientNet does not).
+        reduction_of: `refined`, or `input`: C is the width of the block's input, as in EfficientNet's own
+            squeeze-and-excitation (but not in the authors' BA-EfficientNet).
         act: activation between the layers, by timm's name.
-        gate: activation behind them, by timm's name: sigmoid, hard_sigmoid ...
-        q: number of convolutions before the last that are bridged (eq. 10), from the last q of this block and, where it has fewer,
-            of the blocks before it that have bridge attention too; near the input there are fewer. None: all of the block's.
-        earlier: channels of the convolutions of the blocks before, in their order; `place` knows them.
+        gate: activation after them, by timm's name: sigmoid, hard_sigmoid ...
+        q: number of convolutions before the last that are bridged (eq. 10): those of this block and, if it has fewer than q,
+            those of earlier blocks with bridge attention; near the input there are fewer. None: all of the block's.
+        earlier: channels of the convolutions of earlier blocks, in their order; `place` sets it.
         unused: also create, in the first block of each stage, a layer that nothing uses, as the authors' ResNeXt-50 does
             (28.85 M instead of 28.81 M). It gets no gradient.
 
     Raises:
-        ValueError: no block has more than one convolution: there is nothing to bridge.
+        ValueError: no block has more than one convolution, so there is nothing to bridge.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Batch-aware attention. BA^2M: A Batch Aware Attention Module for Image Classification, arXiv 2103.15099, 2021.
 
-Three branches give each sample one scalar (eqs. 5 to 9); the softmax of the scalars over the batch weighs the samples' feature
+Three branches give each sample one scalar (eqs. 5 to 9); the softmax of the scalars over the batch weights the samples' feature
 maps (eqs. 10 and 11). By default the module acts in training only: at inference, one image at a time, the softmax is 1.
 """
 
@@ -29,21 +29,22 @@ class BA2M(Attention):
     "inside".
 
     On inference the paper (section III-D) says three things: the module is off; a test image's map is multiplied by its own SAR;
-    test batches of 1 to 256 are weighed by their softmax, and since a weight changes no rank, all have one error. The last holds
-    for a module right before a classifier without bias; before other layers, whose batch norms use running statistics and whose
-    convolutions feed shortcuts, it does not. `inference` has all three. Off is the default: with the softmax an image's
-    prediction depends on the others in its batch, and a SAR, which is about 0 and of either sign, is no scale that training saw.
+    test batches of 1 to 256 are weighted by their softmax, and because a weight does not change the ranking of the classes, all
+    have the same error. The last is true for a module right before a classifier without bias. It is not true before other layers,
+    whose batch norms use running statistics and whose convolutions feed shortcuts. `inference` offers all three. Off is the
+    default: with the softmax an image's prediction depends on the others in its batch, and a SAR, which is about 0 with either
+    sign, is not a scale that occurred in training.
 
-    Two readings of the branches exist, since the paper's equations and its printed sizes are those of different modules:
+    The branches have two variants, because the paper's equations and its printed sizes belong to different modules:
 
     - `equations` (eqs. 5 to 8): channel BN(FC(FC(gap x))); local BN(1x1(3x3(1x1 x))); global softmax(f g^T) h by 1x1
       convolutions that all the C/m groups of m channels share. 4Cm + 12m^2 + 6C parameters.
     - `fitted`: BAM's channel and spatial gates and an attention-augmented convolution of stride 2, which give every printed
       size that can be reproduced. 9Cm + 18.25m^2 + 3C + 18.5m + 4 parameters (m even). The two spatial branches give one value
-      per sample, which the maximum broadcasts to all channels; nothing printed decides whether it does.
+      per sample, which the maximum broadcasts to all channels; the paper does not say whether this is so.
 
-    The literal softmax gives weights of about 1/N, which starve what follows: with it, no classifier behind the last stage
-    learns anything. By default the weights are therefore multiplied by N and the branches start at zero, so that the module
+    The literal softmax gives weights of about 1/N, which are too small: a classifier after the last stage does not
+    learn with it. By default the weights are therefore multiplied by N and the branches start at zero, so that the module
     starts as the identity. N is the number of samples in the softmax, so batches should be of one size (`drop_last`).
 
     With one sample in the softmax the weight is 1, in training too, and the branches get zero gradients.
@@ -52,25 +53,25 @@ class BA2M(Attention):
         site: the place; any [N, C, H, W].
         reduction: R; the branches work at m = C // R channels. The paper's tables use 2 to 32, mostly 32 for CIFAR and 16 or
             4 for ImageNet.
-        min_width: least m, for stages narrower than R * min_width. The paper says that C / R is 32 at least (min_width=32); but of
-            its printed sizes those of CIFAR ResNet-50 and 101 need m = 8 in the first stage (C = 256, R = 32) and those of ImageNet
-            ResNets m = 16, so that the bound here is small enough to leave all of them alone.
+        min_width: minimum m, for stages narrower than R * min_width. The paper says that C / R is at least 32 (min_width=32); but its
+            printed sizes of CIFAR ResNet-50 and 101 need m = 8 in the first stage (C = 256, R = 32) and those of ImageNet
+            ResNets m = 16. The default here is small enough not to affect any of them.
         variant: `equations` or `fitted`. In `equations`, m is the next divisor of C.
         branches: any of `channel`, `local_spatial`, `global_spatial`.
         scale: `softmax_times_n`, or the literal `softmax`.
-        zero_init: start with the last layer of every branch at zero, so that all samples weigh the same.
-        batch: `local`: softmax over this rank's samples; `global`: over those of all ranks, whatever number each has.
-        norm_global: whether a batch norm ends the global branch. Eq. 8 prints none, but the text asks for normalised scales,
-            and without it the maximum may never choose this branch again. None: a batch norm in `equations`; in `fitted`,
-            whose sizes count none, the branch's scores are only centred over the batch.
+        zero_init: start with the last layer of every branch at zero, so that all samples get the same weight.
+        batch: `local`: softmax over this rank's samples; `global`: over those of all ranks, which may have different numbers.
+        norm_global: whether a batch norm ends the global branch. Eq. 8 prints none, but the text requires normalised scales,
+            and without it the maximum may never choose this branch. None: a batch norm in `equations`; in `fitted`,
+            whose sizes include none, the branch's scores are only centred over the batch.
         global_stride: pixels per step of the global branch in both directions. None: 1 in `equations`, 2 in `fitted`.
         inference: what the module does in eval mode: `off` (identity), `softmax` (weights over the images of the batch that it
-            sees on this rank, whatever `batch` says, times their number unless `scale` is `softmax`; a smaller last batch has its
+            sees on this rank, for any `batch`, times their number unless `scale` is `softmax`; a smaller last batch has its
             own number), or `sar` (the map times its own score). The branches' norms use their running statistics. A centred
             global branch, which has none, is centred over the test batch with `softmax`, and not at all with `sar`.
 
     Raises:
-        ValueError: a setting is unknown or impossible.
+        ValueError: a setting is unknown or invalid.
     """
 
     def __init__(
@@ -138,16 +139,16 @@ class BA2M(Attention):
 
     def scores(self, x: Tensor) -> Tensor:
         """One scalar per sample, [N, C, H, W] to [N], in fp32: the normalised scores of eq. 9."""
-        # amax, unlike maximum, shares the gradient among equals: branches that start at zero all learn.
+        # amax, unlike maximum, divides the gradient among equal values: branches that all start at zero all learn.
         found = torch.broadcast_tensors(*(branch(x).float() for branch in self.branches.values()))
         return torch.stack(found).amax(0).mean(1)
 
     def weights(self, scores: Tensor) -> Tensor:
         """Softmax over the batch, [N] to [N], times the number of samples in it unless `scale` is `softmax` (eq. 11)."""
         log_total, samples = scores.logsumexp(0), scores.new_full((), scores.shape[0])
-        # In evaluation the ranks may have different numbers of batches, so that they cannot wait for each other.
+        # In evaluation the ranks may have different numbers of batches, so they must not wait for each other.
         if self.training and self.over_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            # Two numbers per rank make the softmax over all samples, and ranks with unequal batches neither hang nor err.
+            # Two numbers per rank give the softmax over all samples, also if the ranks' batches have different sizes.
             ranks = gather(torch.stack((log_total, samples)))
             log_total, samples = ranks[:, 0].logsumexp(0), ranks[:, 1].sum()
         weights = (scores - log_total).exp()
@@ -155,7 +156,7 @@ class BA2M(Attention):
 
 
 class SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks; the gradient is the sum of what the ranks send back."""
+    """The sum of a tensor over all ranks; the gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -177,10 +178,10 @@ def gather(x: Tensor) -> Tensor:
 
 
 def inner_width(channels: int, reduction: float, min_width: int, divisor: bool) -> int:
-    """m = channels // reduction, but at least `min_width` and at most `channels`; the next divisor of `channels` if asked.
+    """m = channels // reduction, but at least `min_width` and at most `channels`; with `divisor`, the next divisor of `channels`.
 
     Raises:
-        ValueError: `reduction` or `min_width` is below its least value.
+        ValueError: `reduction` or `min_width` is below its minimum.
     """
     if reduction < 1:
         raise ValueError(f"BA2M: reduction={reduction} must be 1 or more; the paper uses 2 to 32")
@@ -224,7 +225,7 @@ def global_by_equation(width: int, stride: int, end: tuple[nn.Module, ...]) -> n
 
 
 class Center(nn.Module):
-    """Takes the mean over batch and map from each channel of [N, C, H, W]; in eval mode only if asked."""
+    """Subtracts from each channel of [N, C, H, W] its mean over batch and map; in eval mode only with `in_eval`."""
 
     def __init__(self, in_eval: bool) -> None:
         super().__init__()
@@ -254,7 +255,7 @@ class GroupAttention(nn.Module):
 def attend_pixels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T) v over the pixels of [N, D, H, W], unscaled, without the HW x HW matrix where a fused kernel exists."""
     width = v.shape[1]
-    # One head; fused kernels want its width in multiples of 8, and zeros change nothing.
+    # One head; fused kernels need its width to be a multiple of 8, and zeros do not change the result.
     q, k, v = (F.pad(t.flatten(2).transpose(1, 2)[:, None], (0, -width % 8)) for t in (q, k, v))  # [N, 1, HW, D]
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0, :, :width].transpose(1, 2)
 
@@ -289,9 +290,9 @@ def global_fitted(channels: int, width: int, stride: int, end: tuple[nn.Module, 
 
 
 class AugmentedConv(nn.Module):
-    """[N, C, H, W] to [N, m, H/s, W/s]: a 3x3 convolution beside one head of self-attention, half of m each.
+    """[N, C, H, W] to [N, m, H/s, W/s]: a 3x3 convolution and one head of self-attention, half of m each.
 
-    Bello et al.: Attention Augmented Convolutional Networks, ICCV 2019. The sizes do not tell the number of heads.
+    Bello et al.: Attention Augmented Convolutional Networks, ICCV 2019. The sizes do not determine the number of heads.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -309,7 +310,7 @@ class AugmentedConv(nn.Module):
 
 
 def zero_last(branch: nn.Module) -> None:
-    """Zeroes the last layer of a branch, so that it starts at 0 for every input."""
+    """Sets the parameters of a branch's last layer to zero, so that it starts at 0 for every input."""
     last = [m for m in branch.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d))][-1]
     for parameter in last.parameters():
         nn.init.zeros_(parameter)

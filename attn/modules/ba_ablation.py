@@ -16,26 +16,26 @@ CONVS: dict[str, tuple[int, ...]] = {"curr,conv1": (1,), "curr,conv2": (2,), "cu
 
 
 class BAAblation(Gate):
-    """SE, whose squeezed descriptor is joined by those of other places: sigmoid(W relu(sum_i BN(W_i z_i))).
+    """SE whose squeezed descriptor is added to those of other positions: sigmoid(W relu(sum_i BN(W_i z_i))).
 
-    z_0 is the average of the map to be refined. The others are, by `position`:
+    z_0 is the average of the map to refine. The others depend on `position`:
 
-    - `prev,conv3`: of the previous block, the average of its last conv output, or with `vector=att` its channel weights.
-    - `prev,end`: the average of the previous block's output, behind the shortcut: this block's input.
+    - `prev,conv3`: the average of the previous block's last conv output, or with `vector=att` its channel weights.
+    - `prev,end`: the average of the previous block's output, after the shortcut: this block's input.
     - `curr,conv1`, `curr,conv2`: the average of the block's own first or second conv output. `curr,conv1&2`: both (BA).
 
-    The previous block is that of the network, across stages too. The first block of the network has none, and only its own
+    The previous block may be in the stage before. The first block of the network has no previous block and uses only its own
     descriptor. The table is about bottlenecks; in a block of two convolutions, `curr,conv1` is BA. Blocks without the
-    convolutions of `position` are left as the backbone made them, if there are others.
+    convolutions of `position` are not changed, if there are others.
 
     Args:
-        site: the place.
+        site: the position.
         vector: `conv` outputs or attention weights (`att`); `att` only with `prev,conv3`.
         position: where the other descriptors come from.
         reduction: C divided by the width of the squeezed descriptors.
 
     Raises:
-        ValueError: a setting is unknown, the two do not go together, or no block has the convolutions.
+        ValueError: a setting is unknown, the two cannot be combined, or no block has the convolutions.
     """
 
     def __init__(

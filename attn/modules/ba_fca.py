@@ -1,4 +1,4 @@
-"""Bridge attention over FcaNet's squeeze: `BA` whose descriptors are `DCT` pooled instead of averaged."""
+"""Bridge attention over FcaNet's squeeze: `BA` whose descriptors are pooled by `DCT` instead of averaged."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from attn.modules.fca import DCT
 
 
 class BAFca(BA):
-    """sigmoid(W relu(sum_i BN(W_i dct(F_i)))): the bridge of `BA`, the frequencies of `Fca`.
+    """sigmoid(W relu(sum_i BN(W_i dct(F_i)))): the bridge of `BA` with the frequencies of `Fca`.
 
-    All conv outputs of a block are averaged to the size of the refined map first where they are larger, so that a frequency
-    means the same in each. As many parameters as `BA`.
+    Conv outputs of a block that are larger than the refined map are first averaged to its size, so that a frequency
+    means the same in each. It has as many parameters as `BA`.
 
     Args:
-        site: the place; needs at least two convolutions.
-        input_size: side of the input images in pixels, as of `Fca`.
-        options: of `BA`.
+        site: the position; needs at least two convolutions.
+        input_size: side of the input images in pixels, as in `Fca`.
+        options: those of `BA`.
 
     Raises:
         ValueError: as `BA` and `Fca`.
@@ -36,4 +36,4 @@ class BAFca(BA):
         return [dct(f) for dct, f in zip(self.dcts, feats, strict=True)]
 
     def takes_moments(self) -> bool:
-        return False  # a frequency is no function of mean and variance
+        return False  # a frequency cannot be computed from mean and variance

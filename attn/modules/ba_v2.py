@@ -16,16 +16,16 @@ from attn.modules._layers import VectorBatchNorm, activation
 class BAv2(Gate):
     """As `BA`, but the squeezed descriptors are combined by learned scalars, one per convolution, shared by all channels.
 
-    s_i = W_i gap(F_i); weights = sigmoid(W relu(BN(sum_i a_i s_i + b))), by the released code (`ba_resnet50_v2_1`).
+    s_i = W_i gap(F_i); weights = sigmoid(W relu(BN(sum_i a_i s_i + b))), as in the released code (`ba_resnet50_v2_1`).
 
     Args:
-        site: the place; needs at least two convolutions. Sites with one are left as the backbone made them, if there are
+        site: the position; needs at least two convolutions. Sites with only one are not changed, if there are
             others.
         reduction: C (width of the refined map) divided by the width of the squeezed descriptors.
         reduction_of: `refined`, or `input`: C is the width of the block's input.
         act: activation between the layers, by timm's name.
-        gate: activation behind them, by timm's name.
-        q, earlier: as of `BA`.
+        gate: activation after them, by timm's name.
+        q, earlier: as in `BA`.
 
     Raises:
         ValueError: no block has more than one convolution, or a setting is unknown.

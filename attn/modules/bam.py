@@ -12,20 +12,20 @@ from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 
 class BAM(Attention):
-    """y = x + x sigmoid(Mc(x) + Ms(x)): a channel and a spatial branch, broadcast to each other (eqs. 1 to 4).
+    """y = x + x sigmoid(Mc(x) + Ms(x)) with a channel and a spatial branch, broadcast to the same shape (eqs. 1 to 4).
 
     Mc: global average, two layers with C / r between them. Ms: 1x1 convolution to C / r channels, two dilated 3x3, 1x1 to one
-    map. Eqs. 2 and 3 print one batch norm at the end of each branch; the authors' code, whose sizes the tables hold, has
-    them on the hidden layers, and so it is here.
+    map. Eqs. 2 and 3 print one batch norm at the end of each branch; the authors' code, whose sizes the tables have, puts
+    them on the hidden layers, as is done here.
 
     Args:
-        site: the place; meant for the `stage` slot. By default `place` fills every stage but the last.
+        site: the position; meant for the `stage` slot. By default `place` fills every stage except the last.
         reduction: r.
         dilation: of the two 3x3 convolutions.
         combine: `sum`, or `product` of the branches, as in the authors' code.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     def __init__(

@@ -20,8 +20,8 @@ class ChannelAttention(nn.Module):
     Args:
         channels: C.
         reduction: C divided by the width between the MLP's two layers.
-        bias: whether both layers have one.
-        pool: what is pooled.
+        bias: whether both layers have a bias.
+        pool: the poolings.
         shared: one MLP for both pools (the paper), or one each.
 
     Raises:
@@ -54,14 +54,14 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Weights [N, 1, H, W] = sigmoid(BN(conv([max over channels, mean over channels]))) (eq. 3; the BN is the authors' code's).
+    """Weights [N, 1, H, W] = sigmoid(BN(conv([max over channels, mean over channels]))) (eq. 3; the BN is from the authors' code).
 
     Args:
         kernel_size: of the convolution, odd.
         zero_init: start with the BN's weight at 0, i.e. with weights of one half, as the CBAM authors' code does.
 
     Raises:
-        ValueError: an even or non-positive kernel size.
+        ValueError: the kernel size is even or not positive.
     """
 
     def __init__(self, kernel_size: int, zero_init: bool) -> None:
@@ -86,20 +86,20 @@ class CBAM(Attention):
     """Channel attention, then spatial attention (eq. 1).
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
         reduction: C divided by the width between the MLP's two layers.
-        bias: whether the MLP's layers have one.
+        bias: whether the MLP's layers have a bias.
         pool: what the channel attention pools: avg, max, or avg+max.
         channel: whether there is channel attention.
         spatial: whether there is spatial attention.
         shared: one MLP for both pools, or one each (the CIFAR rows of BA2M's tables).
         kernel_size: of the spatial attention.
-        zero_init: as of `SpatialAttention`.
+        zero_init: as in `SpatialAttention`.
 
     The AW paper's "(MaxPool)" is `spatial=False`; its "(Spatial)" is `pool="avg"`.
 
     Raises:
-        ValueError: neither attention is wanted, or a setting is impossible.
+        ValueError: both attentions are switched off, or a setting is invalid.
     """
 
     def __init__(

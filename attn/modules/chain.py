@@ -1,4 +1,4 @@
-"""Several attentions in one slot, one after the other: BAM then BA2M at the end of a stage."""
+"""Several attentions in one slot, one after the other: for example BAM, then BA2M at the end of a stage."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from attn.attention import Attention, Site
 
 
 class Chain(Attention):
-    """Applies attentions in order, each to the map that the one before refined.
+    """Applies attentions in order, each to the map refined by the one before.
 
     Args:
-        site: the place; not a `conv` slot, which holds one convolution.
-        parts: what builds each attention from a site. Each part keeps its own options, `stages` among them; where a part
-            leaves a site, the chain goes on without it.
+        site: the position; not a `conv` slot, which holds one convolution.
+        parts: functions that build an attention from a site. Each part keeps its own options, including `stages`; at a site
+            that a part does not use, the chain continues without it.
 
     Raises:
-        ValueError: no part, or a `conv` slot.
+        ValueError: `parts` is empty, or the slot is `conv`.
     """
 
     def __init__(self, site: Site, parts: Sequence[Callable[[Site], Attention | None]]) -> None:
@@ -31,7 +31,7 @@ class Chain(Attention):
             raise ValueError("Chain: a convolution can be replaced only once; use a chain in the block or stage slot")
         built = [part(site) for part in parts]
         self.length = len(built)
-        # Keyed by the place in the list, so that a part has the same name where an earlier one is absent.
+        # Keyed by the position in the list, so that a part has the same name if an earlier one is absent.
         self.parts = nn.ModuleDict({str(i): module for i, module in enumerate(built) if module is not None})
 
     def forward(self, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
@@ -59,7 +59,7 @@ def _partials(parts: Sequence[Any]) -> list[tuple[type[Attention], dict[str, Any
     """Class and options of every part of a chain.
 
     Raises:
-        ValueError: one is neither an `Attention` class nor a partial of one, or there is none.
+        ValueError: a part is neither an `Attention` class nor a partial of one, or there are no parts.
     """
     if not parts:
         raise ValueError("Chain: parts=[] is empty; list at least one attention")
@@ -67,6 +67,6 @@ def _partials(parts: Sequence[Any]) -> list[tuple[type[Attention], dict[str, Any
     for part in parts:
         target, options = (part.func, part.keywords) if isinstance(part, partial) else (part, {})
         if not (isinstance(target, type) and issubclass(target, Attention)):
-            raise ValueError(f"Chain: parts holds {target!r}, which is no attention; give mappings with a _target_")
+            raise ValueError(f"Chain: parts holds {target!r}, which is not an attention; give mappings with a _target_")
         found.append((target, options))
     return found

@@ -1,7 +1,7 @@
 """Connected attention. Ma et al.: DCANet: Learning Connected Attentions for Convolutional Neural Networks, 2020.
 
-Here: the connection, the size matching, and DCA over attentions that squeeze to one descriptor (SE, GE ...). CBAM, SK and GC,
-which squeeze otherwise, have files of their own.
+This file has the connection, the size matching, and DCA over attentions that squeeze to one descriptor (SE, GE ...). CBAM, SK and
+GC, which squeeze differently, have their own files.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Form = Literal["released", "equations"]
 
 
 class Printed(nn.Module):
-    """f(alpha G, beta T) of this block's descriptor G and the previous block's T, and nothing else (eqs. 2 to 4).
+    """f(alpha G, beta T) of this block's descriptor G and the previous block's T, without bias or norm (eqs. 2 to 4).
 
     With g = alpha G and t = beta T, element by element: `direct` g + t (eq. 3); `weighted` (g^2 + t^2) / (g + t) (eq. 4);
-    `softmax` the mean of g and t under weights softmax(g, t). alpha and beta are learnable scalars, 1 and 0 at the start. There
-    `direct` and `weighted` are G exactly, so that a new network is that of the plain attention. `softmax` is not: its formula
+    `softmax` the mean of g and t under weights softmax(g, t). alpha and beta are learnable scalars, 1 and 0 at the start. Then
+    `direct` and `weighted` give exactly G, so a new network equals that of the plain attention. `softmax` does not: its formula
     gives G sigmoid(G) for t = 0.
 
-    The weighted schema has a pole at g = -t, which descriptors after a BatchNorm do reach. It is computed as
-    s - 2 g t s / (s^2 + 1e-6), s = g + t: the same elsewhere, and finite there.
+    The weighted schema has a pole at g = -t, which descriptors after a BatchNorm can reach. It is computed as
+    s - 2 g t s / (s^2 + 1e-6), s = g + t: practically the same elsewhere, and finite there.
 
     Args:
-        schema: how the two are joined.
+        schema: how the two descriptors are joined.
     """
 
     def __init__(self, schema: Schema = "direct") -> None:
@@ -41,7 +41,7 @@ class Printed(nn.Module):
 
     def join(self, own: Tensor, previous: Tensor) -> Tensor:
         """f(alpha G, beta T) of two tensors of one shape, in the precision of the parameters."""
-        # Under autocast a half would lose the pole, and the norm that may follow wants full precision anyway.
+        # Half precision (autocast) is too coarse near the pole, and a norm that follows needs full precision anyway.
         dtype = self.alpha_beta.dtype
         g, t = own.to(dtype) * self.alpha_beta[0], previous.to(dtype) * self.alpha_beta[1]
         if self.schema == "softmax":
@@ -59,16 +59,16 @@ class Printed(nn.Module):
 class Connection(Printed):
     """The join of the released code: relu(LayerNorm(f(alpha G, beta T) + bias)), f as in `Printed`.
 
-    There alpha and beta are the weights of a 1x1 convolution from two channels to one, initialised as the network's convolutions
-    are. With bias, norm and ReLU the plain attention is no special case, as it is in the paper (alpha = 1, beta = 0).
+    Here alpha and beta are the weights of a 1x1 convolution from two channels to one, initialised as the network's convolutions
+    are. With bias, norm and ReLU the plain attention is not a special case; in the paper it is (alpha = 1, beta = 0).
 
-    The code has `direct` alone. For `weighted` and `softmax` the sizes of Table 2a say only that they have the same parameters;
-    that they are taken channel by channel, and that the same norm follows, is our reading.
+    The code has only `direct`. For `weighted` and `softmax` the sizes of Table 2a show only that they have the same parameters;
+    we assume that they work channel by channel and that the same norm follows.
 
     Args:
         channels: C of the descriptors [N, C].
-        schema: how the two are joined.
-        bias: whether the join has one (in the released code: not for SE on MobileNetV2, and never for CBAM).
+        schema: how the two descriptors are joined.
+        bias: whether the join has a bias (in the released code: not for SE on MobileNetV2, and never for CBAM).
     """
 
     def __init__(self, channels: int, schema: Schema = "direct", bias: bool = True) -> None:
@@ -94,7 +94,7 @@ def matcher(previous: int, channels: int, matching: Matching, reduction: float) 
     """Fits descriptors [N, C'] to [N, C] (section 3.3): one fully connected layer, or two with C / reduction between them.
 
     LayerNorm and ReLU follow each layer, as in the released code of `1fc`. For ResNets no code of `2fc` is released: the norm between
-    the two layers is decided by the printed 49.93 M of DCA-SE-ResNet-101 (Table 2d; 49.92 M without).
+    the two layers follows from the printed 49.93 M of DCA-SE-ResNet-101 (Table 2d; 49.92 M without).
 
     Raises:
         ValueError: `reduction` leaves no channel.
@@ -109,7 +109,7 @@ def matcher(previous: int, channels: int, matching: Matching, reduction: float) 
 
 
 def matched_width(channels: int, matching: Matching, reduction: float) -> int:
-    """Width between the two layers of `2fc`, or `channels` where `1fc` has no such layer.
+    """Width between the two layers of `2fc`, or `channels` for `1fc`, which has no such layer.
 
     Raises:
         ValueError: `reduction` leaves no channel.
@@ -118,7 +118,7 @@ def matched_width(channels: int, matching: Matching, reduction: float) -> int:
 
 
 def previous_width(site: Site, unused: bool) -> int | None:
-    """Channels that arrive from the previous site; None at the first, where nothing arrives.
+    """Channels of the previous site's state; None at the first site, which has no previous one.
 
     With `unused`, the first site counts the channels of its block's input, as the authors' networks do.
     """
@@ -128,33 +128,33 @@ def previous_width(site: Site, unused: bool) -> int | None:
 
 
 def parameters_of(module: nn.Module, *parts: str) -> list[str]:
-    """Names of the parameters in some parts of a module, of which each is a parameter, a module or None."""
+    """Names of the parameters in some parts of a module; each part is a parameter, a module or None."""
     return [name for name, _ in module.named_parameters() if name.partition(".")[0] in parts]
 
 
 class DCA(Gate):
-    """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the block before.
+    """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the previous block.
 
-    The descriptor that the gate excites is the join of this block's and of the previous one's, scaled by that one's weights
+    The input of the gate's `excite` is the join of this block's descriptor and the previous block's, scaled by its weights
     (section 3.2, eq. 2). The chain runs through the whole network; the first block has no previous one and uses its plain gate.
 
-    The paper says that every size matching has two layers and reduction 16. Its sizes do so for SE-ResNets and GE-ResNet-50
-    only; the configs of the other rows say otherwise.
+    The paper says that every size matching has two layers and reduction 16. Its sizes agree only for SE-ResNets and
+    GE-ResNet-50; the other rows have other settings in their configs.
 
     Args:
-        site: the place.
+        site: the position.
         base: builds the gate from a site.
         connection: the schema of `Printed`.
-        form: of the join: `released`, the `Connection` of the authors' code, whose sizes the tables print; or `equations`, the
-            `Printed` one, with which a new network is that of the plain attention.
-        matching: layers of the size matching, where the channels differ from the previous block's.
+        form: of the join: `released`, the `Connection` of the authors' code, whose sizes the tables print; or `equations`,
+            `Printed`, with which a new network equals that of the plain attention.
+        matching: layers of the size matching, used if the channels differ from the previous block's.
         reduction: of the two-layer size matching.
-        bias: of the join of the form `released`.
-        unused: also create what the authors' networks hold but never use: the join of the first block, and a size matching
+        bias: whether the join of the form `released` has a bias.
+        unused: also create what the authors' networks contain but never use: the join of the first block, and a size matching
             there if the block's own input and output differ. Needed for the printed 28.65 M of DCA-SE-ResNet-50.
 
     Raises:
-        ValueError: `base` is no plain `Gate`, or `reduction` leaves no channel.
+        ValueError: `base` is not a plain `Gate`, or `reduction` leaves no channel.
     """
 
     def __init__(
@@ -173,10 +173,10 @@ class DCA(Gate):
         if not isinstance(gate, Gate) or type(gate).forward is not Attention.forward or type(gate).excite is Gate.excite:
             raise ValueError(
                 f"DCA connects attentions that squeeze one map to one descriptor (se, ge_theta_minus, eca ...), not "
-                f"{type(gate).__name__}; dca_cbam, dca_sk and dca_gc are there for CBAM, SK and GC"
+                f"{type(gate).__name__}; use dca_cbam, dca_sk and dca_gc for CBAM, SK and GC"
             )
         self.base = gate
-        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
+        self.first = site.prev is None  # it has no previous site, so its joins are never used
         matched_width(site.width, matching, reduction)
         previous = previous_width(site, unused)
         self.connect = None if previous is None else connection_of(form, site.width, connection, bias)

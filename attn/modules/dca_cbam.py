@@ -19,30 +19,30 @@ Maps = tuple[Tensor | None, Tensor | None]
 
 
 class DCACBAM(Attention):
-    """`CBAM` whose channel and spatial attention are each connected with that of the block before.
+    """`CBAM` whose channel and spatial attention are each connected with that of the previous block.
 
-    Channel: the previous block's map after its channel attention is fitted to C channels and pooled as this block's; each pair
+    Channel: the previous block's map after its channel attention is matched to C channels and pooled like this block's; each pair
     of pools is joined by one shared connection. Spatial: see `SpatialConnection` and `attn.modules.dca.Printed`. The first block is plain CBAM.
 
     Args:
-        site: the place.
+        site: the position.
         base: builds the `CBAM` from a site.
         connect: which attentions are connected: channel (DCA-C), spatial (DCA-S) or both (DCA-All).
         connection: the schema of the channel join (`attn.modules.dca.Printed`), and in the form `equations` of the spatial one.
-        bias: of the channel join of the form `released`.
-        matching: 1x1 convolutions, each with BatchNorm and ReLU, of the channel size matching.
+        bias: whether the channel join of the form `released` has a bias.
+        matching: number of 1x1 convolutions of the channel size matching, each with BatchNorm and ReLU.
         reduction: of the two-layer size matching.
-        matching_bias: whether these convolutions have one, which the BatchNorm behind them cancels (the authors' ResNet-50).
-        match_on: `map` fits the whole previous map, then pools it (the authors' code, 5.40 GFLOPs with ResNet-50); `pooled`
+        matching_bias: whether these convolutions have a bias, which the BatchNorm after them cancels (the authors' ResNet-50).
+        match_on: `map` matches the whole previous map, then pools it (the authors' code, 5.40 GFLOPs with ResNet-50); `pooled`
             pools first (4.16 GFLOPs). The parameters are the same.
-        spatial_matching: how the previous map is brought to this block's resolution: avg or max pooling.
-        zero_init: start with the weights of all spatial BatchNorms at 0, as the authors' ResNet. There a ReLU follows the one
-            of the connection: the spatial attention gets no gradient, ever. For comparison only.
-        unused: also create what the authors' networks hold but never use, in the first block.
-        form: of both joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as of `attn.modules.dca.DCA`.
+        spatial_matching: how the previous map is resized to this block's resolution: avg or max pooling.
+        zero_init: start with the weights of all spatial BatchNorms at 0, as in the authors' ResNet. There a ReLU follows the
+            BatchNorm of the connection, so the spatial attention never gets a gradient. For comparison only.
+        unused: also create what the authors' networks contain but never use, in the first block.
+        form: of both joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as in `attn.modules.dca.DCA`.
 
     Raises:
-        ValueError: `base` is no `CBAM` or lacks the attention to connect.
+        ValueError: `base` is not a `CBAM`, or lacks the attention to connect.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DCACBAM(Attention):
         super().__init__()
         cbam = base(site)
         if not isinstance(cbam, CBAM):
-            raise ValueError(f"dca_cbam connects CBAM, not {type(cbam).__name__}; dca_se, dca_gc ... are there for others")
+            raise ValueError(f"dca_cbam connects CBAM, not {type(cbam).__name__}; use dca_se, dca_gc ... for others")
         matched_width(site.width, matching, reduction)
         self.connects_channel, self.connects_spatial = connect != "spatial", connect != "channel"
         for wanted, part, name in (
@@ -74,7 +74,7 @@ class DCACBAM(Attention):
             if wanted and part is None:
                 raise ValueError(f"DCA: connect={connect!r} needs the {name} attention, which base.{name}=False leaves out")
         self.base = cbam
-        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
+        self.first = site.prev is None  # it has no previous site, so its joins are never used
         self.match_on = match_on
         self.spatial_matching = spatial_matching
 
@@ -109,6 +109,7 @@ class DCACBAM(Attention):
     def attend_channels(
         self, attention: ChannelAttention, x: Tensor, previous: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """The map [N, C, H, W] after channel attention, and the channel state for the next block."""
         pooled = attention.squeeze(x)
         if previous is not None:
             assert self.connect is not None, "a site with a previous one has a connection"
@@ -119,10 +120,11 @@ class DCACBAM(Attention):
         x = scale_channels(x, attention.excite(pooled))
         if not self.connects_channel:
             return x, None
-        # Pools as [N, C, 1, number of pools], so that the size matching is the same module on either.
+        # Pools as [N, C, 1, number of pools], so that the same size matching module works on both.
         return x, x if self.match_on == "map" else torch.stack(attention.squeeze(x), 2)[:, :, None]
 
     def attend_positions(self, attention: SpatialAttention, x: Tensor, previous: Tensor | None) -> Tensor:
+        """The map [N, C, H, W] after spatial attention, connected with the previous block's map."""
         pooled = attention.squeeze(x)
         if previous is not None:
             assert self.connect_spatial is not None, "a site with a previous one has a spatial connection"
@@ -148,14 +150,14 @@ class SpatialConnection(nn.Module):
 
 
 def resize(x: Tensor, size: tuple[int, int], pool: Literal["avg", "max"]) -> Tensor:
-    """Pools [N, C, H', W'] to `size`; with an integer ratio, in windows as large as the ratio."""
+    """Pools [N, C, H', W'] to `size`; with an integer ratio, in windows of that size."""
     if tuple(x.shape[2:]) == size:
         return x
     return F.adaptive_avg_pool2d(x, size) if pool == "avg" else F.adaptive_max_pool2d(x, size)
 
 
 def map_matcher(previous: int, channels: int, matching: Matching, reduction: float, bias: bool) -> nn.Sequential:
-    """Fits maps [N, C', H, W] to [N, C, H, W]: one 1x1 convolution, or two with C / reduction between, each with BN and ReLU."""
+    """Matches maps [N, C', H, W] to [N, C, H, W]: one 1x1 convolution, or two with C / reduction between, each with BN and ReLU."""
     hidden = matched_width(channels, matching, reduction)
     widths = [previous, channels] if matching == "1fc" else [previous, hidden, channels]
     layers: list[nn.Module] = []

@@ -13,27 +13,27 @@ from attn.modules.gc import GC
 
 
 class DCAGC(Attention):
-    """`GC` whose context G is joined with the previous block's additive term T, which lies in no (0, 1) and is taken as it is.
+    """`GC` whose context G is joined with the previous block's additive term T, which has no fixed range and is used as it is.
 
     - `released`, the authors' code: G + w T with one learnable scalar w. This is the direct schema (eq. 3) with alpha fixed at
       1 and beta = w; unlike in their other attentions no bias, norm or ReLU follows.
     - `equations`: f(alpha G, beta T) of eqs. 2 to 4, both learnable.
 
-    w, as beta, starts at 0, so that a new network is a plain GC network in both forms.
+    w, like beta, starts at 0, so a new network is a plain GC network in both forms.
 
     Args:
-        site: the place.
+        site: the position.
         base: builds the `GC` from a site.
-        matching: layers of the size matching, where the channels differ from the previous block's. `2fc` is Linear, LayerNorm,
-            ReLU, Linear, with nothing behind it; `1fc` is one Linear.
+        matching: layers of the size matching, used if the channels differ from the previous block's. `2fc` is Linear, LayerNorm,
+            ReLU, Linear, with nothing after it; `1fc` is one Linear.
         reduction: of the two-layer size matching.
-        unused: also create what the authors' network holds but never uses: the scalar of the first block, and a size matching
+        unused: also create what the authors' network contains but never uses: the scalar of the first block, and a size matching
             there if the block's own input and output differ.
         form: `released` or `equations`.
-        connection: the schema of `attn.modules.dca.Printed`; other than `direct` only with the form `equations`.
+        connection: the schema of `attn.modules.dca.Printed`; the form `released` allows only `direct`.
 
     Raises:
-        ValueError: `base` is no `GC`, or two settings do not go together.
+        ValueError: `base` is not a `GC`, or two settings cannot be combined.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class DCAGC(Attention):
         super().__init__()
         gc = base(site)
         if not isinstance(gc, GC):
-            raise ValueError(f"dca_gc connects GC, not {type(gc).__name__}; dca_se, dca_cbam ... are there for others")
+            raise ValueError(f"dca_gc connects GC, not {type(gc).__name__}; use dca_se, dca_cbam ... for others")
         if form == "released" and connection != "direct":
             raise ValueError(f"DCA: connection={connection!r} of GC is not in the released code; set form=equations with it")
         self.base = gc
-        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
+        self.first = site.prev is None  # it has no previous site, so its joins are never used
         matched_width(site.width, matching, reduction)
         previous = previous_width(site, unused)
         self.weight = nn.Parameter(torch.zeros(())) if previous is not None and form == "released" else None
@@ -77,7 +77,7 @@ class DCAGC(Attention):
 
 
 def term_matcher(previous: int, channels: int, matching: Matching, reduction: float) -> nn.Module:
-    """Fits additive terms [N, C'] to [N, C]. Nothing bounds a term, so no norm and no ReLU follow the last layer."""
+    """Matches additive terms [N, C'] to [N, C]. Nothing bounds a term, so no norm and no ReLU follow the last layer."""
     hidden = matched_width(channels, matching, reduction)
     if matching == "1fc":
         return nn.Linear(previous, channels)

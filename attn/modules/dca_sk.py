@@ -19,19 +19,19 @@ class DCASK(Attention):
     """`SK` whose branch descriptors are each joined with the previous block's; their sum gives the weights.
 
     Args:
-        site: the place, with `conv`.
+        site: the position, with `conv`.
         base: builds the `SK` from a site.
         connection: the schema of `attn.modules.dca.Printed`.
-        matching: layers of the size matching (one per branch), where the channels differ from the previous block's.
+        matching: layers of the size matching (one per branch), used if the channels differ from the previous block's.
         reduction: of the two-layer size matching.
-        bias: of the joins of the form `released`.
-        hand_on: what the next block gets of each branch: `descriptor` is the pooled branch under its weights, `weights` are
-            these alone (the authors' MobileNetV2).
-        unused: also create the joins of the first block, which the authors' networks hold but never use.
-        form: of the joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as of `attn.modules.dca.DCA`.
+        bias: whether the joins of the form `released` have a bias.
+        hand_on: what the next block gets of each branch: `descriptor` is the pooled branch times its weights; `weights` is
+            the weights alone (the authors' MobileNetV2).
+        unused: also create the joins of the first block, which the authors' networks contain but never use.
+        form: of the joins: `released` (the authors' code) or `equations` (eqs. 2 to 4 alone), as in `attn.modules.dca.DCA`.
 
     Raises:
-        ValueError: `base` is no `SK`.
+        ValueError: `base` is not an `SK`.
     """
 
     takes_norm_act = True
@@ -51,9 +51,9 @@ class DCASK(Attention):
         super().__init__()
         sk = base(site)
         if not isinstance(sk, SK):
-            raise ValueError(f"dca_sk connects SK, not {type(sk).__name__}; dca_se, dca_cbam ... are there for others")
+            raise ValueError(f"dca_sk connects SK, not {type(sk).__name__}; use dca_se, dca_cbam ... for others")
         self.base = sk
-        self.first = site.prev is None  # nothing arrives there, so that nothing of the joins is used
+        self.first = site.prev is None  # it has no previous site, so its joins are never used
         self.hand_on = hand_on
         branches = range(len(sk.branches))
         matched_width(site.width, matching, reduction)

@@ -19,13 +19,13 @@ class DIA(Attention):
     i, f, g, o = MLP_x(gap(x)) + MLP_h(h), each MLP C -> C / r -> 4 C with ReLU between; c' = sigmoid(f) c + sigmoid(i) tanh(g);
     h' = sigmoid(o) sigmoid(c'); the map is multiplied by h'. h and c start at 0 at the first block of a stage.
 
-    The first block of a stage owns the cell. It hands the parameters on with the state, so that they have one name in a state
-    dict and one turn in an optimiser or a moving average.
+    The first block of a stage owns the cell. It passes the parameters on with the state, so that they appear only once in a
+    state dict, an optimiser or a moving average.
 
     Args:
-        site: the place; any [N, C, H, W].
-        reduction: r; 20 gives the sizes of BA-Net's table, the authors' CIFAR code has 4.
-        owner: whether this site starts a cell; `place` finds out. Within a stage, a site of another width starts one too.
+        site: the position; any [N, C, H, W].
+        reduction: r; 20 gives the sizes of BA-Net's table; the authors' CIFAR code uses 4.
+        owner: whether this site starts a cell; `place` sets it. Within a stage, a site with a different width also starts one.
 
     Raises:
         ValueError: `reduction` leaves no channel.
@@ -55,7 +55,7 @@ class DIA(Attention):
 
 
 class Cell(nn.Module):
-    """The parameters of a cell, in the order that `step` takes."""
+    """The parameters of a cell, in the order that `step` expects."""
 
     def __init__(self, channels: int, reduction: float) -> None:
         super().__init__()

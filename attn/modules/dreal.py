@@ -1,13 +1,13 @@
 """Deep reinforced attention learning. Li, Chen: Deep Reinforced Attention Learning for Quality-Aware Visual Recognition,
-ECCV 2020, arXiv 2007.06156. Here with SE as the attention.
+ECCV 2020, arXiv 2007.06156. This implementation uses SE as the attention.
 
-Determined by the paper's abstract and by the sizes that BA-Net's table prints: the attentions are actors; a recurrent critic,
-shared along the depth and used in training only, scores each attention map; the reward is discrete, by the relative gain in
-the recognition that the one attention brings; critic and actors are optimised in turn; SE-ResNet-50 and -101 without biases
+Known from the paper's abstract and from the sizes that BA-Net's table prints: the attentions are actors; a recurrent critic,
+shared along the depth and used in training only, scores each attention map; the reward is discrete and depends on how much
+the one attention improves the recognition; critic and actors are optimised alternately; SE-ResNet-50 and -101 without biases
 grow by 0.05 M and 0.07 M.
 
-Not determined, and chosen here: the reward (1 where the true class is more probable with the attention than with its channels
-levelled to their mean, else 0), which attentions are tried (one at random per image and step), the critic's input (the map,
+Unknown, and chosen here: the reward (1 where the true class is more probable with the attention than with its weights
+replaced by their mean, else 0), which attentions are tried (one at random per image and step), the critic's input (the map,
 one weight per channel, averaged in 64 groups), its cell (an LSTM of width 64, then one sigmoid unit), the two losses (squared
 error; minus the score) and their weights. These choices give both printed sizes, 28.12 M and 49.36 M.
 """
@@ -27,20 +27,20 @@ from attn.modules.se import SE
 
 
 class DREAL(SE):
-    """SE, with the recurrent critic that `objective` trains it by.
+    """SE, trained by `objective` with a recurrent critic.
 
-    A forward pass is that of SE: the critic takes no part, and gets a gradient only from `objective`, which the training loop
-    adds to its loss (`attn.models.auxiliary`). Without it, as in a detector, the critic's parameters stay as they are:
-    `objective_parameters` names them, for DDP to leave alone.
+    A forward pass is that of SE: it does not use the critic, which gets a gradient only from `objective`, which the training loop
+    adds to its loss (`attn.models.auxiliary`). Without it, as in a detector, the critic's parameters stay as they are;
+    `objective_parameters` names them, so that DDP ignores them.
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
         reduction: of SE.
-        bias: of SE; BA-Net's table counts none.
-        critic_width: groups of channels that the critic sees, and width of its LSTM.
-        actor_weight: of the actors' loss.
-        critic_weight: of the critic's loss.
-        first: whether this site owns the critic; `place` finds out.
+        bias: of SE; BA-Net's table has none.
+        critic_width: number of channel groups that the critic sees, and width of its LSTM.
+        actor_weight: weight of the actors' loss.
+        critic_weight: weight of the critic's loss.
+        first: whether this site owns the critic; `place` sets it.
 
     Raises:
         ValueError: `critic_width` is not positive, or a weight is negative.
@@ -74,19 +74,19 @@ class DREAL(SE):
 
     @staticmethod
     def objective(model: nn.Module, images: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
-        """The loss of critic and actors for one batch, to be added to that of the classification.
+        """The loss of critic and actors for one batch, to be added to the classification loss.
 
         A pure function of its arguments, the parameters and torch's random numbers. It costs two forward passes without
-        gradients, one to see the maps and one with an attention levelled in each image, on a private copy of the network that
-        shares its parameters; batch norms normalise by the batch as in training, and no running statistic moves. The critic's
-        loss reaches only the critic, the actors' loss only the attentions' own layers: one step on the sum is a step of each
-        in turn, but for the critic's being that of before the step.
+        gradients, one to get the maps and one with one attention per image replaced by its mean. They run on a copy of the network
+        that shares its parameters; batch norms normalise by the batch as in training, and running statistics do not change. The
+        critic's loss trains only the critic, the actors' loss only the attentions' own layers: one step on the sum is one step of
+        each, except that the actors use the critic from before its step.
 
         Args:
-            model: the network, not wrapped in DDP; sites of one `place` only.
+            model: the network, not wrapped in DDP; all sites come from one call of `place`.
             images: [N, 3, H, W].
             targets: classes [N], or their probabilities [N, K].
-            logits: [N, K], what the model in training gave for the images.
+            logits: [N, K], the model's output for the images in training mode.
 
         Returns:
             A scalar in fp32.
@@ -142,7 +142,7 @@ class Critic(nn.Module):
 
 
 class Probe(Attention):
-    """Stands for a site in the private copy: notes its descriptor, and levels its map where it is the one tried."""
+    """Replaces a site in the copy: records its descriptor, and replaces its weights by their mean in the images that try it."""
 
     def __init__(self, site: DREAL, index: int, tried: Tensor | None, descriptors: list[Tensor]) -> None:
         super().__init__()
@@ -160,8 +160,8 @@ class Probe(Attention):
 
 @torch.no_grad()
 def observe(model: nn.Module, images: Tensor, tried: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """Descriptors [N, C] of all sites, and the logits, with the sites `tried` [N] (one per image; None: no one) levelled."""
-    # What the memo holds is not copied: the parameters. The buffers are, so that the model's own do not move.
+    """Descriptors [N, C] of all sites, and the logits; the sites `tried` [N] (one per image; None: none) use mean weights."""
+    # The parameters are in the memo, so they are not copied. The buffers are copied, so that the model's own do not change.
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     descriptors: list[Tensor] = []
     names = [name for name, module in twin.named_modules() if isinstance(module, DREAL)]
@@ -174,7 +174,7 @@ def observe(model: nn.Module, images: Tensor, tried: Tensor | None) -> tuple[lis
 
 
 def likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """Probability of the true class, [N]; of soft targets, its expectation."""
+    """Probability of the true class, [N]; for soft targets, its expected value."""
     probabilities = logits.float().softmax(1)
     if targets.ndim == 1:
         return probabilities.gather(1, targets[:, None])[:, 0]

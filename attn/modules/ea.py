@@ -18,24 +18,24 @@ class EA(AA):
     """`AA` whose logits evolve from block to block: A' = (1 - mix) A + mix P, then (1 - beta) A' + beta relu(conv3x3(A')).
 
     A are the block's own logits [N, heads, HW, HW] and P those that the previous block gave to its softmax; the convolution
-    sees them as an image of HW x HW pixels whose channels are the heads. The chain starts anew where the maps change size,
-    and there the block is a plain `AA`.
+    sees them as an image of HW x HW pixels whose channels are the heads. The chain starts again where the maps change size;
+    the block there is a plain `AA`.
 
-    Determined by the paper and its authors' code (pkuyym/EvolvingAttention): the two equations, the 3x3 kernel with a bias,
-    ReLU, mix 0.5, beta 1, the first attended stage at half the resolution so that the chain runs on into the next. Not
-    determined: the widths of keys and values behind the printed sizes (25.8 M and 45.4 M with ResNet-50 and -101). The
-    authors' code has key_ratio 0.25, value_ratio 0.125 and min_head 1, which make a network smaller than ResNet-50; the
-    sizes are met by those of the AA paper, which are the default here. Unlike that code, no projection has a bias.
+    Known from the paper and its authors' code (pkuyym/EvolvingAttention): the two equations, the 3x3 kernel with a bias,
+    ReLU, mix 0.5, beta 1, the first attended stage at half the resolution so that the chain continues into the next.
+    Unknown: the widths of keys and values that give the printed sizes (25.8 M and 45.4 M with ResNet-50 and -101). The
+    authors' code has key_ratio 0.25, value_ratio 0.125 and min_head 1, which give a network smaller than ResNet-50; the
+    widths of the AA paper, which are the default here, give the printed sizes. Unlike that code, no projection has a bias.
 
     Args:
-        site: the place, with `conv`.
-        mix: share of the previous block's logits.
-        beta: share of the convolution.
-        evolves: whether a previous block's logits arrive; `place` finds out.
+        site: the position, with `conv`.
+        mix: fraction of the previous block's logits.
+        beta: fraction of the convolution.
+        evolves: whether the site gets a previous block's logits; `place` sets it.
         options: of `AA`; `downsample` is [2] by default.
 
     Raises:
-        ValueError: a share is outside 0 to 1, or as `AA`.
+        ValueError: `mix` or `beta` is outside 0 to 1, or as `AA`.
     """
 
     def __init__(

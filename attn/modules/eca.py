@@ -14,14 +14,14 @@ class ECA(Gate):
     """Weights = sigmoid(conv1d_k(gap(x))) over the channels (eqs. 5 to 7).
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
         kernel_size: one odd size, one per stage (the released ResNets: 3, 5, 5, 7), or None for the paper's rule
             k = odd(|log2(C) / gamma + beta / gamma|).
         gamma: the rule's gamma.
         beta: the rule's b.
 
     Raises:
-        ValueError: a size is even or not positive, or a stage has none.
+        ValueError: a size is even or not positive, or is missing for a stage.
     """
 
     def __init__(

@@ -16,14 +16,14 @@ COLUMNS = (0, 1, 0, 5, 2, 0, 2, 0, 0, 6, 0, 4, 6, 3, 5, 2)
 
 
 class DCT(nn.Module):
-    """Multi-spectral pooling, [N, C, H, W] to [N, C]: the channels in 16 parts, one frequency each (eq. 10).
+    """Multi-spectral pooling, [N, C, H, W] to [N, C]: the channels are split into 16 parts with one frequency each (eq. 10).
 
     A channel of part i is multiplied by cos(pi u_i (y + 1/2) / S) cos(pi v_i (x + 1/2) / S) / S, times sqrt 2 for each of u
     and v that is not 0, and summed over the map: frequency (0, 0) is S times the average. Maps that are not S x S are first
-    averaged to it. The parts are equal where 16 divides the channels, else as equal as possible.
+    averaged to this size. The parts are equal if 16 divides the channels, else as equal as possible.
 
-    The weights are no parameters but a buffer of 16 S^2 values, which the settings determine; state dicts leave it out. The
-    authors' checkpoints hold it, once per channel, as `dct_layer.weight` [C, S, S].
+    The weights are not parameters but a buffer of 16 S^2 values, which depends only on the settings; state dicts do not contain it.
+    The authors' checkpoints contain it, once per channel, as `dct_layer.weight` [C, S, S].
 
     Args:
         channels: C.
@@ -67,9 +67,9 @@ class Fca(Gate):
     """SE whose global average is replaced by `DCT`: FcaNet-TS.
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
         reduction: C divided by the width between the two layers.
-        bias: whether both layers have one; the authors' have none.
+        bias: whether both layers have a bias; the authors' have none.
         input_size: side of the input images in pixels, which with the stride of the site gives S (56, 28, 14 and 7 in a
             ResNet at 224; 7 where it would be less). Other images work too: their maps are averaged to S x S.
 

@@ -9,10 +9,10 @@ class GC(Attention):
     """y = x + W2 relu(LN(W1 context(x))), context(x) = sum over positions of x softmax(W_k x) (section 4.3).
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
         reduction: C divided by the width between the two layers.
-        zero_init: start as the identity (W2 = 0), as in the GCNet authors' code. The initialisation of DCANet's published
-            networks overwrites it.
+        zero_init: start as the identity (W2 = 0), as in the GCNet authors' code. The initialisation in DCANet's published
+            code overwrites it.
 
     Raises:
         ValueError: `reduction` leaves no channel.

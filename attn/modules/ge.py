@@ -11,7 +11,7 @@ class GEThetaMinus(Gate):
     """Weights = sigmoid(gap(x)): GE-theta-minus, without parameters (section 3.2).
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
     """
 
     def __init__(self, site: Site) -> None:
@@ -22,10 +22,10 @@ class GEThetaMinus(Gate):
 
 
 class GETheta(Gate):
-    """GE-theta: the map is gathered by a depthwise convolution as large as itself, then BatchNorm and sigmoid (section 3.3).
+    """GE-theta: the map is gathered by a depthwise convolution of the map's size, then BatchNorm and sigmoid (section 3.3).
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
         input_size: side of the input images in pixels, which with the stride of the site gives the kernel (56, 28, 14 and 7 in
             a ResNet at 224). Maps of another size are first averaged, adaptively, to the size of the kernel.
 
@@ -54,10 +54,10 @@ class GEThetaPlus(GETheta):
     """GE-theta-plus: between GE-theta's gather and sigmoid, two layers as in SE (section 3.3).
 
     Args:
-        site: the place; any [N, C, H, W].
-        input_size: as of `GETheta`.
+        site: the position; any [N, C, H, W].
+        input_size: as in `GETheta`.
         reduction: C divided by the width between the two layers.
-        bias: whether both layers have one.
+        bias: whether both layers have a bias.
 
     Raises:
         ValueError: `input_size` is not positive, or `reduction` leaves no channel.

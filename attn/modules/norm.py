@@ -1,4 +1,4 @@
-"""The norms of `attn.modules._layers`, by the names under which they were first public."""
+"""The norms of `attn.modules._layers`, under their earlier public names."""
 
 from attn.modules._layers import MapBatchNorm as MapBatchNorm
 from attn.modules._layers import VectorBatchNorm as VectorBatchNorm

@@ -15,18 +15,18 @@ class SASA(Attention):
 
     Pixel i attends to the k x k window around it: y_i = sum_j softmax_j(q_i (k_j + r_(j - i))) v_j, in each head. Half of a
     head's channels embed the row offset and half the column offset; heads share the embeddings. As in a convolution, pixels
-    beyond the border are zeros, and take part in the softmax. A dilation of the convolution is kept, as that of the window;
-    a stride becomes a 2x2 (in general s x s) average pooling behind the attention.
+    outside the border are zeros, and are included in the softmax. The window keeps the dilation of the convolution;
+    a stride becomes a 2x2 (in general s x s) average pooling after the attention.
 
-    Keys and values take k^2 times the memory of the map while they are used. The softmax is in fp32.
+    Keys and values temporarily need k^2 times the memory of the map. The softmax is in fp32.
 
     Args:
-        site: the place, with `conv`.
+        site: the position, with `conv`.
         kernel_size: k, odd.
         heads: number of heads; C must be a multiple of twice their number.
 
     Raises:
-        ValueError: the site has no plain dense convolution, or a setting is impossible.
+        ValueError: the site has no plain dense convolution, or a setting is invalid.
     """
 
     def __init__(self, site: Site, kernel_size: int = 7, heads: int = 8) -> None:

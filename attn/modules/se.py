@@ -8,14 +8,14 @@ from attn.attention import Gate, Site, hidden_width
 class SE(Gate):
     """Weights = sigmoid(W2 relu(W1 gap(x))) (eqs. 2 and 3).
 
-    Names and shapes of the parameters are timm's (`SEModule`: 1x1 convolutions `fc1` and `fc2`), so that the weights of its
-    `seresnet50` load.
+    Names and shapes of the parameters are timm's (`SEModule`: 1x1 convolutions `fc1` and `fc2`), so the weights of its
+    `seresnet50` can be loaded.
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
         reduction: C divided by the width between the two layers.
-        bias: whether both layers have one. DCANet's tables count it, BA-Net's do not.
-        first_reduction: another reduction in the first block of each stage (DCANet, Table 2e and MnasNet).
+        bias: whether both layers have a bias. DCANet's tables include it, BA-Net's do not.
+        first_reduction: a different reduction for the first block of each stage (DCANet, Table 2e and MnasNet).
 
     Raises:
         ValueError: a reduction leaves no channel.

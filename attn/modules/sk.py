@@ -13,19 +13,19 @@ from attn.modules._layers import VectorBatchNorm, activation
 
 
 class SK(Attention):
-    """Convolutions of several receptive fields, mixed per channel by attention over them (section 3.1). For the `conv` slot.
+    """Convolutions of several receptive fields, combined per channel by attention over the branches (section 3.1). For the `conv` slot.
 
     U_m = act(BN(conv_m(x))); z = relu(BN(W1 gap(sum_m U_m))); a = softmax over m of W2 z; y = sum_m a_m U_m. The first branch
-    is the convolution that is replaced, weights included; the others have its kernel size.
+    is the replaced convolution with its weights; the others have its kernel size.
 
     Args:
-        site: the place, with `conv`.
+        site: the position, with `conv`.
         reduction: C divided by the width d of z.
         min_width: lower bound of d (L in eq. 4). DCANet has none (1).
-        dilations: one per branch, times that of the convolution. [1, 2] stands for kernels of 3 and 5.
-        groups: one per branch, or null for those of the convolution, which its first branch must keep. [null, 32] with dilations
+        dilations: one per branch, multiplied by that of the convolution. [1, 2] means kernels of 3 and 5.
+        groups: one per branch, or null for those of the convolution; the first must be null. [null, 32] with dilations
             [1, 1] is the ResNet form of 26.15 M.
-        act: activation behind each branch, by timm's name (relu, relu6, silu ...).
+        act: activation after each branch, by timm's name (relu, relu6, silu ...).
 
     Raises:
         ValueError: the slot is not `conv`, or a setting does not fit.
@@ -77,7 +77,7 @@ class SK(Attention):
         return logits.unflatten(1, (len(self.branches), -1)).softmax(1)
 
     def select(self, maps: list[Tensor], weights: Tensor) -> Tensor:
-        """The sum of the branches under their weights [N, M, C]."""
+        """The sum of the branches [N, C, H, W], each multiplied by its weights; the weights are [N, M, C]."""
         weights = weights.to(maps[0].dtype)[..., None, None]
         y = maps[0] * weights[:, 0]
         for i, branch in enumerate(maps[1:], start=1):
@@ -90,7 +90,7 @@ class SK(Attention):
 
 
 def branch_conv(conv: nn.Conv2d, dilation: int, groups: int | None) -> nn.Conv2d:
-    """A further branch: as `conv`, with its dilation multiplied and its groups replaced.
+    """Another branch: like `conv`, with its dilation multiplied and its groups replaced.
 
     Raises:
         ValueError: the groups do not divide the channels, or the dilation is below 1.
@@ -113,7 +113,7 @@ def branch_conv(conv: nn.Conv2d, dilation: int, groups: int | None) -> nn.Conv2d
         groups=groups,
         bias=conv.bias is not None,
     )
-    # He et al.'s initialisation with the fan out, as the backbones'.
+    # He et al.'s initialisation with the fan-out, as in the backbones.
     nn.init.normal_(branch.weight, 0.0, (2.0 * groups / (kernel[0] * kernel[1] * conv.out_channels)) ** 0.5)
     if branch.bias is not None:
         nn.init.zeros_(branch.bias)

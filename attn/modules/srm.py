@@ -8,13 +8,13 @@ from attn.modules._layers import VectorBatchNorm
 
 
 class SRM(Gate):
-    """Weights = sigmoid(BN(w_mean mean(x) + w_std std(x))), every channel by itself (eqs. 1 to 5).
+    """Weights = sigmoid(BN(w_mean mean(x) + w_std std(x))), for each channel separately (eqs. 1 to 5).
 
-    The standard deviation is that of eq. 2, over H W and not H W - 1 pixels, so that a map of one pixel has one. The two
-    weights of each channel start at 0 as the authors' do: all channels weigh a half until the first step.
+    The standard deviation is that of eq. 2, divided by H W and not by H W - 1, so it is defined for a map of one pixel. The two
+    weights of each channel start at 0 as in the authors' code: all channel weights are one half until the first step.
 
     Args:
-        site: the place; any [N, C, H, W].
+        site: the position; any [N, C, H, W].
     """
 
     def __init__(self, site: Site) -> None:
@@ -27,7 +27,7 @@ class SRM(Gate):
         return self.style_of(mean, variance)
 
     def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
-        assert variance is not None, "that of the refined map is known"
+        assert variance is not None, "the variance of the refined map is known"
         return self.style_of(mean.float(), variance)
 
     def style_of(self, mean: Tensor, variance: Tensor) -> Tensor:

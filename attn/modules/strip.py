@@ -1,4 +1,4 @@
-"""No attention at all: takes the backbone's own away (`attention=none` keeps it)."""
+"""No attention at all: removes the backbone's own (`attention=none` keeps it)."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from attn.attention import Attention, Site
 
 
 class Strip(Attention):
-    """The identity. Parameters: none."""
+    """The identity, without parameters."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()

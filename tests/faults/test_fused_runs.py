@@ -56,7 +56,7 @@ def test_where_nothing_is_built(tmp_path: Path) -> None:
     refused = Run(tmp_path / "run", "kernels=fused", env=env)
     assert refused.wait() == [2]
     assert refused.text.count("\n") == 1
-    assert "kernels=fused: the C++ form is not built here; build it by python -m attn.kernels.build" in refused.text
+    assert "kernels=fused: the C++ form is not built here; build it with python -m attn.kernels.build" in refused.text
     assert not (tmp_path / "run").exists()
     auto = finished(tmp_path / "run", "kernels=auto", env=env)
     assert auto.text.count("kernels=auto: reference is used") == 1

@@ -569,12 +569,12 @@ def test_the_build_says_what_it_did(tmp_path: Path) -> None:
     first, second = run_build(tmp_path), run_build(tmp_path)
     assert first.returncode == second.returncode == 0
     assert first.stdout.startswith("kernels: built ")
-    assert second.stdout.rstrip().endswith("is there")
+    assert second.stdout.rstrip().endswith("exists already")
     assert len(list((tmp_path / "attn").iterdir())) == 1
     missing = run_build(tmp_path / "other", CXX="no-such-compiler")
     assert missing.returncode == 1
     assert missing.stderr.startswith("kernels: not built, no C++ compiler found (no-such-compiler)")
     assert run_build(tmp_path / "other", "--optional", CXX="no-such-compiler").returncode == 0
     failing = run_build(tmp_path / "other", CXX="false")
-    assert failing.stderr == "kernels: not built, false failed: exit status 1; the reference form serves\n"
+    assert failing.stderr == "kernels: not built, false failed: exit status 1; the reference form is used\n"
     assert list((tmp_path / "other").rglob("*.so")) == []

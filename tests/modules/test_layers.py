@@ -30,7 +30,7 @@ def test_no_paper_imports_the_helper_of_another(path: Path) -> None:
 def test_an_activation_has_its_name_in_timm_or_is_refused() -> None:
     assert activation("silu", "BA: act") is nn.SiLU
     for name in ("siluu", ""):
-        with pytest.raises(ValueError, match=f"BA: gate='{name}' is no activation of timm; use relu"):
+        with pytest.raises(ValueError, match=f"BA: gate='{name}' is not an activation of timm; use relu"):
             activation(name, "BA: gate")
 
 
