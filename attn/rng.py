@@ -19,7 +19,7 @@ def key(*parts: int | str) -> int:
 
 @lru_cache(maxsize=2)
 def permutation(n: int, *parts: int | str) -> Tensor:
-    """A permutation of 0..n-1, int64, as a function of the key's parts; not to be written to."""
+    """A permutation of 0..n-1, int64, as a function of the key's parts; cached, so it must not be changed."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(key(*parts)))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 LISTS = (Sequence, list, tuple)
 
 
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
+NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "null"}
 
 
 def check_options(cls: type, options: Mapping[str, Any]) -> None:

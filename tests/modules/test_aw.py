@@ -313,7 +313,7 @@ def test_refuses(conv: nn.Conv2d, options: dict, message: str) -> None:
         ({"every": 0}, "every=0"),
         ({"every": 2, "first": 9}, "first=9: no block is left; the last is number 8"),
         ({"stages": [5]}, "no stage 5"),
-        ({"every": 1.5}, "every=1.5 must be a whole number"),
+        ({"every": 1.5}, "every=1.5 must be an integer"),
     ],
 )
 def test_refuses_choices(options: dict, message: str) -> None:
