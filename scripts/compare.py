@@ -1,8 +1,8 @@
 """One table of many runs, with mean and spread over seeds: `python scripts/compare.py runs --format md --picture compare.png`.
 
 Every folder below the given ones that holds a config.yaml and a metrics.jsonl is a run. Runs that differ in the seed alone are
-one row; runs of one backbone, attention and data set that differ in more are told apart by the keys in which they differ.
-`best` is the highest validation top-1 of a run and so looks a little better than it is; `last` is that of its last epoch. Both
+one row; runs of one backbone, attention and data set that differ in more are labelled with the keys in which they differ.
+`best` is the highest validation top-1 of a run and so is biased upwards a little; `last` is that of its last epoch. Both
 are of the averaged weights where there are any. The spread is the sample standard deviation, in percentage points.
 """
 

@@ -1,4 +1,4 @@
-"""What a paper prints of a network's scores beside what its runs reached, metric by metric."""
+"""A network's scores as its paper prints them and as its runs reached them, metric by metric."""
 
 from __future__ import annotations
 
