@@ -1,4 +1,4 @@
-"""Randomness as a function: every random choice is drawn from a key, so that nothing needs to be saved or replayed."""
+"""Randomness as a function: every random choice is drawn from a key, so no generator state needs to be saved or replayed."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def find(folders: Iterable[Path], trust: Collection[str] = ()) -> list[Result]:
 
 
 def table(results: list[Result]) -> list[Row]:
-    """Rows by data set, backbone and attention; `none` first, for the others are compared with it."""
+    """Rows by data set, backbone and attention; `none` first, because the others are compared with it."""
     named: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
     for result in results:
         named.setdefault(result.name, {}).setdefault(json.dumps(result.settings, sort_keys=True), []).append(result)

@@ -1,4 +1,4 @@
-"""Which folder a command's run lies in: runs that end differently never share one, the same run is always found again.
+"""The folder of a command's run: runs with different results never share one, and the same command finds its run again.
 
 `run_dir` in configs/train.yaml calls the resolver `run_variant`, which is registered here.
 """

@@ -177,7 +177,7 @@ def _report(output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[s
     )
     if not math.isfinite(scores.loss):
         raise UserError(
-            f"checkpoint {path}: the loss is {scores.loss}, for the network gives values that are not finite with "
+            f"checkpoint {path}: the loss is {scores.loss}, because the network's outputs are not finite with "
             f"schedule.amp={cfg.schedule.amp}; nothing was saved"
         )
     row = {**asked, "step": step, **scores.row()}

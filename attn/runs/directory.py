@@ -1,11 +1,11 @@
 """A run's directory: one owner at a time, and everything that is needed to resume, evaluate and plot it.
 
 config.yaml     the composed config of the last start
-metrics.jsonl   one line per epoch: the truth
+metrics.jsonl   one line per epoch: the record of the run
 steps.jsonl     one line per step
 last.pt previous.pt best.pt
 DONE            the run is finished
-lock            who writes here
+lock            host and process that write here
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def claim(run_dir: Path) -> Iterator[None]:
         except BaseException:
             if created and os.listdir(run_dir) == [LOCK]:
                 (run_dir / LOCK).unlink()
-                with suppress(OSError):  # another run lies there by now
+                with suppress(OSError):  # another run is there by now
                     for folder in created:
                         folder.rmdir()
             raise

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one line per epoch, the truth about a run."""
+"""`metrics.jsonl`: one line per epoch, the record of a run."""
 
 from __future__ import annotations
 
