@@ -41,7 +41,7 @@ $(BIN)/uv:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
-# First from uv's cache alone: where the registry cannot say that nothing has changed, uv would build mmcv once more.
+# First from uv's cache alone: if the registry cannot be asked whether anything has changed, uv would build mmcv again.
 .venv/.core: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo 'Setting up .venv.'
 	@$(INSTALL) '.[wandb,dev]' --offline 2>/dev/null || $(INSTALL) '.[wandb,dev]'

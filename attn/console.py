@@ -43,7 +43,7 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def told_if_slow(what: str, seconds: float = 10.0) -> Iterator[None]:
-    """Says once what is being waited for, if it takes longer than so many seconds."""
+    """Prints once what is being waited for, if it takes longer than `seconds`."""
     timer = threading.Timer(seconds, lambda: say(f"still waiting for {what}"))
     timer.daemon = True
     timer.start()

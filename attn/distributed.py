@@ -24,7 +24,7 @@ from attn.errors import UserError, as_user_errors, reason
 class Ranks:
     """This process among all of them, and the device that it computes on.
 
-    `store` is what the ranks found each other by; it works where collectives fail because a rank is gone.
+    `store` is the key-value store of the rendezvous; it still works when collectives fail because a rank is gone.
     """
 
     rank: int
@@ -56,19 +56,19 @@ class Ranks:
             dist.barrier()
 
     def announce(self, failure: str) -> None:
-        """Tells the other ranks what failed on this one; it may leave then."""
+        """Tells the other ranks what failed on this one, which may then exit."""
         if self.store is not None:
             with contextlib.suppress(RuntimeError):  # the process that holds the store may be gone
                 self.store.set(f"failure/{self.rank}", failure)
 
     def collect_failures(self, patience: float = 5.0) -> str:
-        """Which ranks failed, and how; for a rank that finds by a failed collective that another one is gone.
+        """Which ranks failed, and how; for a rank whose collective failed because another rank is gone.
 
         Args:
-            patience: seconds to wait for those that only noticed it too.
+            patience: seconds to wait for the other ranks to answer.
 
         Returns:
-            What `announce` told on other ranks, and the ranks that do not answer.
+            What other ranks passed to `announce`, and the ranks that do not answer.
         """
         assert self.store is not None
         told = {self.rank: ""}
@@ -90,7 +90,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def fail_together(ranks: Ranks) -> Iterator[None]:
-    """Lets all ranks fail together if one does, with that rank's message."""
+    """If one rank raises a UserError, ValueError or OSError inside, all ranks raise a UserError with its message."""
     failure: UserError | None = None
     try:
         with as_user_errors():
@@ -140,7 +140,7 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
 
     Args:
         device: auto, cpu or cuda.
-        timeout: seconds after which a silent rank is given up.
+        timeout: seconds to wait for a rank that does not answer.
 
     Raises:
         UserError: the launcher's environment makes no sense, or the ranks do not find each other in time.
@@ -169,8 +169,8 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
             f"rank {rank} of {world} does not find the others at {address}:{port} (MASTER_ADDR, MASTER_PORT): "
             f"{reason(error).partition(' Exception raised')[0]}"
         ) from None
-    # torchrun keeps its store when it restarts the ranks: without a name of their own, they would meet the keys of the dead
-    # ones. Several nodes do not count restarts alike; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
+    # torchrun keeps its store when it restarts the ranks: without a prefix of their own, they would read the keys of the dead
+    # ones. Several nodes do not count restarts in the same way; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else ""
     store = dist.PrefixStore(f"attempt{attempt}/launch{next(_LAUNCHES)}", store)
     backend = "nccl" if where.type == "cuda" else "gloo"
@@ -182,8 +182,8 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
     except RuntimeError as error:
         cause = reason(error).partition(" Exception raised")[0]
         raise UserError(f"rank {rank}: not all of the {world} ranks came within {timeout:g} s: {cause}") from None
-    # DDP's reducer holds the group too. Were it the last one to let go, gloo's threads would be joined under Python's lock,
-    # for which one of them may wait to free a tensor: about 1 run of 50 hung at its very end. So the group is never freed.
+    # DDP's reducer holds the group too. If it freed the group last, gloo's threads would be joined while Python's lock is held,
+    # and one of them may wait for that lock to free a tensor: about 1 run in 50 hung at its very end. So the group is never freed.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     try:
         yield Ranks(rank, world, where, dist.PrefixStore("attn", store))

@@ -1,4 +1,4 @@
-"""Errors that a user can fix: the message is the whole story, no traceback is needed."""
+"""Errors that a user can fix: the message says everything, no traceback is needed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def as_user_errors() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error of another library says in one line; an assertion without a text says its own condition."""
+    """The message of another library's error in one line; for an assertion without a message, its condition."""
     text = " ".join(str(error).split())
     if isinstance(error, AssertionError) and not text:
         frames = traceback.extract_tb(error.__traceback__)
@@ -52,7 +52,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for that this machine or GPU does not have."""
+    """Whether an error means that this machine or GPU ran out of memory."""
     words = ("not enough memory", "can't allocate memory", "out of memory", "cannot allocate memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, (RuntimeError, OSError)) and any(word in str(error).lower() for word in words)

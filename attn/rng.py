@@ -1,4 +1,4 @@
-"""Randomness as a function: every random choice is drawn from a key, so that nothing needs to be saved or replayed."""
+"""Randomness as a function: every random choice is drawn from a key, so no generator state needs to be saved or replayed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def key(*parts: int | str) -> int:
 
 @lru_cache(maxsize=2)
 def permutation(n: int, *parts: int | str) -> Tensor:
-    """A permutation of 0..n-1, int64, as a function of the key's parts; not to be written to."""
+    """A permutation of 0..n-1, int64, as a function of the key's parts; cached, so it must not be changed."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(key(*parts)))
 
 

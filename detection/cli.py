@@ -1,4 +1,4 @@
-"""What `train.py` and `test.py` share: the command line of MMDetection's tools, and one line for whatever is mistyped."""
+"""What `train.py` and `test.py` share: the command line of MMDetection's tools, and one line for every mistake in it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 class Overrides(DictAction):
-    """MMEngine's KEY=VALUE, with a line for what is none."""
+    """MMEngine's KEY=VALUE; any other argument is an error in one line."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
@@ -100,7 +100,7 @@ def _check_writable(work_dir: Any) -> None:
     """Refuses a work directory before anything is built.
 
     Raises:
-        UserError: it is no name of a folder, or cannot be written.
+        UserError: it is not the path of a folder, or cannot be written.
     """
     if not isinstance(work_dir, str) or not work_dir:
         raise UserError(f"work_dir={work_dir!r}: must be the path of a folder")
@@ -136,7 +136,7 @@ def merge(cfg: Config, options: Mapping[str, Any]) -> None:
     Raises:
         UserError: an override does not fit the config.
     """
-    # MMEngine knows no `X=None X.y=...`, which starts a mapping anew whatever X was.
+    # MMEngine does not support `X=None X.y=...`, which replaces X by a new mapping.
     anew = [key for key, value in options.items() if value is None and any(k.startswith(f"{key}.") for k in options)]
     cfg.merge_from_dict(dict.fromkeys(anew))
     options = {k: v for k, v in options.items() if k not in anew} | {f"{key}._delete_": True for key in anew}

@@ -17,8 +17,8 @@ def AttentionDetector(detector: str, backbone: Mapping[str, Any], neck: Any = No
     """Builds `detector` with the neck's `in_channels` set to what the backbone gives.
 
     A config writes `model = dict(type='AttentionDetector', detector='FasterRCNN', backbone=..., neck=...)`. MMDetection builds
-    backbone and neck apart, so this is the only place that knows both; it serves overrides on the command line and
-    MMDetection's own tools as well.
+    backbone and neck apart, so this is the only place that knows both. Overrides on the command line and MMDetection's own
+    tools work with it too.
 
     Args:
         detector: a detector of MMDetection, such as FasterRCNN, MaskRCNN, CascadeRCNN or RetinaNet.

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 
 @METRICS.register_module()
 class VOCRecallMetric(VOCMetric):
-    """`VOCMetric` that also gives `recall`, the mean over the classes of the share of objects that were found.
+    """`VOCMetric` that also returns `recall`, the mean over the classes of the fraction of objects that were found.
 
     An object is found if it is the one that a detection of its class overlaps most, and by at least the IoU threshold; the
     scores of the detections play no part. This is the column `recall` of the table that MMDetection prints by class (the end of

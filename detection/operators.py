@@ -42,7 +42,7 @@ def provide() -> None:
 def _import_again() -> None:
     """Repeats what modules of MMDetection and mmcv that were imported before tried to import from `mmcv.ops`.
 
-    MMDetection's tools and a user's script may import some before this package; in the operators' place those keep functions
+    MMDetection's tools and a user's script may import some before this package; instead of the operators those keep functions
     that only raise.
     """
     before = [module for name, module in sys.modules.items() if name.startswith(("mmdet.", "mmcv."))]
@@ -153,7 +153,7 @@ get_compiling_cuda_version = get_compiler_version
 
 
 class _Operators(ModuleType):
-    """Stands for the compiled module. mmcv asks for every operator when it is imported, so each name has an answer."""
+    """Replaces the compiled module. mmcv looks up every operator when it is imported, so each name has a value."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -177,7 +177,7 @@ PROVIDED = {
 
 
 def _single(x: Tensor) -> Tensor:
-    """At least single precision, which torchvision's operators want on the CPU."""
+    """At least single precision, which torchvision's operators need on the CPU."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""MMEngine's runner with the checks that spare a user an afternoon: safe checkpoints, categories that fit, files that exist."""
+"""MMEngine's runner with checks before the start: safe checkpoints, classes that fit, files that exist."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class AttentionRunner(Runner):
             random weights with the other.
     """
 
-    _judging = False  # whether it validates or tests, which nothing random may take part in
+    _judging = False  # whether it validates or tests, where no weight may be random
 
     def _log_env(self, env_cfg: dict) -> None:
-        # Hundreds of lines, which would hide what is wrong: they come when it begins.
+        # Hundreds of lines, which would hide an error: they are logged when the run begins.
         self._env_cfg = env_cfg
 
     def train(self) -> nn.Module:
@@ -142,14 +142,14 @@ def leaves(dataset: Any) -> Iterator[Any]:
 
 
 def check_dataset(dataset: Any) -> None:
-    """Refuses a data set that MMDetection would take without a word and learn nothing from.
+    """Refuses a data set that MMDetection would accept silently and learn nothing from.
 
     Raises:
         BadData: see `AttentionRunner`.
     """
     where = f"annotation file {getattr(dataset, 'ann_file', '?')}"
     classes = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
-    # CocoDataset drops classes that the file does not have, and shifts the labels of those behind them.
+    # CocoDataset drops classes that the file does not have, and shifts the labels of those after them.
     if hasattr(dataset, "cat_ids") and len(dataset.cat_ids) != len(classes):
         raise BadData(
             f"{where} has {len(dataset.cat_ids)} of the {len(classes)} classes of the config ({_some(classes)}):"

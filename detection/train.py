@@ -5,7 +5,7 @@
     python detection/train.py CONFIG --resume            continue from the last checkpoint in the work directory
     python detection/train.py CONFIG --logger wandb      or tensorboard, beside the files in the work directory
 
-Config and overrides are MMDetection's, and so is all that stands behind them: its own tools/train.py does the same.
+Config and overrides are MMDetection's, and MMDetection does the training: its own tools/train.py does the same.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _installed(package: str) -> bool:
 
 
 def _tell_batch(runner: Any, cfg: Config) -> None:
-    """Says so when the batch is not the one that the recipe's learning rate is for."""
+    """Warns if the batch size is not the one that the recipe's learning rate is for."""
     scaling = cfg.get("auto_scale_lr") or {}
     expected, batch = scaling.get("base_batch_size"), runner.world_size * cfg.train_dataloader.batch_size
     if expected and batch != expected and not scaling.get("enable"):

@@ -75,7 +75,7 @@ def load_backbone(
 
 
 def check_present(checkpoint: str | None) -> None:
-    """Refuses a missing file, and says what would make it.
+    """Refuses a missing file, and names the command that makes it.
 
     Raises:
         BadCheckpoint: there is no such file; names the command that leaves it there, where one is known.

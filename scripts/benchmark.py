@@ -88,7 +88,7 @@ def training_step(model: Any, optimizer: Any, images: Any, targets: Any, bf16: b
 
 @dataclass(eq=False)
 class Saved:
-    """A tensor that the graph keeps, as long as it does."""
+    """Holds a tensor that the graph saves; it lives as long as the graph keeps it."""
 
     tensor: Any
 
@@ -113,7 +113,7 @@ def kept_bytes(model: Any, images: Any, bf16: bool) -> int:
 
 
 def machine_busy() -> float:
-    """Seconds that all processors have worked since the start; 0 where the system does not tell."""
+    """Seconds that all processors have worked since the start; 0 if the system does not report it."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
@@ -131,7 +131,7 @@ def timed(step: Callable[[], Any], steps: int) -> tuple[float, float]:
 
 
 def measure(found: list[Contender], options: argparse.Namespace) -> None:
-    """Fills in the ratios: pairs in turn, until every contender has its number or has tried three times as often."""
+    """Fills in the ratios: pairs in turn, until every contender has `options.pairs` pairs, or has tried three times as many."""
     plain, *others = found
     for contender in found:
         timed(contender.step, 2)

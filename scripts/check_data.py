@@ -1,4 +1,4 @@
-"""Reads every image below a folder as training does, and tells which cannot be read: `python scripts/check_data.py ROOT`.
+"""Reads every image below a folder as training does, and reports those that cannot be read: `python scripts/check_data.py ROOT`.
 
 Only ever reads. Exit code 0: all are readable; 1: some are not; 2: there is nothing to check.
 """
@@ -54,7 +54,7 @@ def examine(path: str) -> Finding:
             if min(image.size) < 16:
                 kinds.append("a side below 16 pixels")
             if image.getexif().get(ORIENTATION, 1) != 1:
-                kinds.append("turned by its EXIF data, which training ignores")
+                kinds.append("rotated by its EXIF data, which training ignores")
     if caught:
         kinds.append("with damaged metadata")
     return Finding(None, tuple(kinds))
@@ -92,9 +92,7 @@ def main() -> int:
     for kind, count in kinds.most_common():
         print(f"{count:8d} {kind}")
     if unreadable:
-        print(
-            f"{unreadable} of {len(files)} images cannot be read: mend or remove them, or train with data.on_error=replace"
-        )
+        print(f"{unreadable} of {len(files)} images cannot be read: fix or remove them, or train with data.on_error=replace")
         return 1
     print(f"{len(files)} images, all readable")
     return 0

@@ -1,8 +1,8 @@
 """One table of many runs, with mean and spread over seeds: `python scripts/compare.py runs --format md --picture compare.png`.
 
 Every folder below the given ones that holds a config.yaml and a metrics.jsonl is a run. Runs that differ in the seed alone are
-one row; runs of one backbone, attention and data set that differ in more are told apart by the keys in which they differ.
-`best` is the highest validation top-1 of a run and so looks a little better than it is; `last` is that of its last epoch. Both
+one row; runs of one backbone, attention and data set that differ in more are labelled with the keys in which they differ.
+`best` is the highest validation top-1 of a run and so is biased upwards a little; `last` is that of its last epoch. Both
 are of the averaged weights where there are any. The spread is the sample standard deviation, in percentage points.
 """
 
@@ -123,7 +123,7 @@ def find(folders: Iterable[Path], trust: Collection[str] = ()) -> list[Result]:
 
 
 def table(results: list[Result]) -> list[Row]:
-    """Rows by data set, backbone and attention; `none` first, for the others are compared with it."""
+    """Rows by data set, backbone and attention; `none` first, because the others are compared with it."""
     named: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
     for result in results:
         named.setdefault(result.name, {}).setdefault(json.dumps(result.settings, sort_keys=True), []).append(result)

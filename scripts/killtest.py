@@ -81,7 +81,7 @@ def finish(pids: list[int]) -> bool:
 
 
 def killed_at(cfg: Config, ranks: int, step: int, delay: float, output: Path) -> bool:
-    """Trains, kills all ranks so many seconds after a step; returns whether they were still at it."""
+    """Trains, kills all ranks `delay` seconds after a step; returns whether they were still running."""
     pids = start(cfg, ranks, output)
     mark = f"step {step}/" if step else " parameters, "
     while not output.exists() or mark not in output.read_text():

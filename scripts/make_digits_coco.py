@@ -158,7 +158,7 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     flat = np.concatenate([[0], mask.T.reshape(-1).astype(np.int8), [0]])
     edges = np.flatnonzero(np.diff(flat))
     counts = np.diff(np.concatenate([[0], edges, [mask.size]])) if len(edges) else np.array([mask.size])
-    # A run of ones that ends at the last pixel leaves an empty run of zeros behind it.
+    # A run of ones that ends at the last pixel leaves an empty run of zeros after it.
     return {"size": list(mask.shape), "counts": [int(c) for c in (counts[:-1] if counts[-1] == 0 else counts)]}
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Do the tests see small mistakes? Each mutant of mutants.yaml is one; its tests must fail with it.
+"""Do the tests notice small mistakes? Each mutant of mutants.yaml is one; its tests must fail with it.
 
     python scripts/mutants.py                  # all of them, a few seconds each; prints the score and names the survivors
     python scripts/mutants.py loop-lr data-    # those whose name begins so
@@ -36,7 +36,7 @@ PASSED, FAILED, TIMEOUT = 0, 1, 124
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mistake: in `file` the text `old`, which occurs there once, becomes `new`. `tests` (pytest's node ids) must fail."""
+    """A mistake: in `file` the string `old`, which occurs there once, becomes `new`. `tests` (pytest's node ids) must fail."""
 
     name: str
     file: str
@@ -160,7 +160,10 @@ def main() -> None:
 
     mutants, left_out = those_that_can_run(mutants)
     if left_out:
-        print(f"not run, for want of the detection extra: {', '.join(mutant.name for mutant in left_out)}", flush=True)
+        print(
+            f"not run, because the detection extra is not installed: {', '.join(mutant.name for mutant in left_out)}",
+            flush=True,
+        )
     if not mutants:
         sys.exit("error: nothing to run")
     for package in ("pytest", "hypothesis", "hydra", "timm", "torchvision"):

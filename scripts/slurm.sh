@@ -3,8 +3,8 @@
 #   sbatch --nodes=1 --gpus-per-node=8 --time=24:00:00 scripts/slurm.sh attention=ba backbone=resnet50 data.root=/data/imagenet
 #
 # Ten minutes before the time limit, SIGUSR1 asks the run to save and end; the job is then queued again, until the run's DONE
-# is there. A job that failed is queued again only if it left a newer checkpoint than it found: what cannot start, or stops at
-# the same step again, does not go round for ever. `scancel` ends it for good. Preemption is SLURM's own business: with
+# is there. A job that failed is queued again only if it left a newer checkpoint than it found: a run that cannot start, or stops at
+# the same step again, is not repeated forever. `scancel` ends it for good. Preemption is SLURM's own business: with
 # PreemptMode=REQUEUE the job comes back by itself, and continues.
 #
 # Environment: PYTHON (default: .venv/bin/python, else python), RANKS_PER_NODE (default: the GPUs of the node), MAX_RESTARTS of
@@ -24,9 +24,9 @@ read -r -a train <<< "${TRAIN:-train.py}"
 # The config is checked, and the run's folder found, before any GPU is touched.
 run_dir=$("$python" train.py "$@" --cfg job --resolve --package run_dir) || exit 1
 mkdir -p "$run_dir" || exit 1
-started=$(mktemp "$run_dir/started.XXXXXX") || exit 1 # there, for the clock of the file server may be another one
+started=$(mktemp "$run_dir/started.XXXXXX") || exit 1 # in this folder, because the clock of the file server may differ
 trap 'rm -f "$started"' EXIT
-trap : USR1 # meant for the ranks; where it reaches this shell too, there is still the queue to be asked
+trap : USR1 # meant for the ranks; if it reaches this shell too, the job must still be queued again
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-gpu}}
@@ -34,7 +34,7 @@ ranks=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-gpu}}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 torchrun=("$python" -m torch.distributed.run)
 if "${torchrun[@]}" --help | grep -q -e --signals-to-handle; then
-  # Signals that are not listed would kill torchrun alone, and leave its workers behind.
+  # Signals that are not listed would kill torchrun alone, and its workers would keep running.
   torchrun+=(--max-restarts="${MAX_RESTARTS:-3}" --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1)
 else
   # An older torchrun cannot list them. It ignores SIGUSR1, of which SLURM tells the ranks as well; and since it would start them

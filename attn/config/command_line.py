@@ -1,4 +1,4 @@
-"""Runs a Hydra entry point so that whatever a user mistypes is answered by one line."""
+"""Runs a Hydra entry point so that a mistake in the command is answered by one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from attn.errors import UserError, is_out_of_memory, reason
 
 PATHS = ("data.root", "run_dir", "resume", "checkpoint", "output")
 SIZES = "schedule.batch_size, data.image_size or the options of the backbone"
-INTERRUPTED = "interrupted; nothing was under way that could be saved"
+INTERRUPTED = "interrupted; there was nothing to save yet"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: with it, tracebacks are shown
 
 
@@ -58,7 +58,7 @@ def run(main: Callable[[], None], config_name: str, schema: type) -> None:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, config_name, sys.argv[1:]), UserError.exit_code)
-    except BrokenPipeError:  # the reader of the output has enough, as `head` has
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
@@ -90,7 +90,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def quoted(argument: str) -> str:
-    """An argument whose value is a path, quoted for Hydra's grammar where it has characters that mean something there."""
+    """An argument whose value is a path, quoted if it has characters that are special in Hydra's grammar."""
     key, sign, value = argument.partition("=")
     plain = not re.search(r"[~=(){}\[\] :%@&;!]", value) or value[:1] in "\"'[" or "${" in value or "," in value
     if not sign or plain or key.lstrip("+") not in PATHS:
@@ -113,7 +113,7 @@ def positive(text: str) -> int:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Refuses what Hydra would answer by a usage of ten lines or a traceback.
+    """Refuses arguments for which Hydra would print ten lines of usage or a traceback.
 
     Raises:
         UserError: an unknown option, or a group that is removed, or given null or a list.
@@ -144,7 +144,7 @@ def _refuse_option(message: str) -> NoReturn:
     if not message.startswith("unrecognized"):
         raise UserError(message)
     raise UserError(
-        f"{message}: keys are set without dashes, as in attention=se; options such as -m stand before or behind all keys"
+        f"{message}: keys are set without dashes, as in attention=se; options such as -m come before or after all keys"
     )
 
 
@@ -171,7 +171,7 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
         if first.startswith("Could not override '"):
             return _unknown_key(first.split("'")[1], config_name, arguments)
         if first.startswith("Ambiguous value for argument '"):
-            return f"{first}: -m runs one value after the other; a list is written [a,b], a text with a comma in quotes"
+            return f"{first}: -m runs one value after the other; a list is written [a,b], a string with a comma in quotes"
     return first
 
 
@@ -206,7 +206,7 @@ def _chosen(config_name: str, arguments: list[str]) -> str:
 
 
 def _reached(root: DictConfig, parts: list[str]) -> tuple[str, Any]:
-    """How far a key leads into a config: the path, with a dot behind each part, and what is there."""
+    """How far a key leads into a config: the path, with a dot after each part, and the value found there."""
     path, node = "", root
     for part in parts:
         if not OmegaConf.is_dict(node) or part not in node:
@@ -229,7 +229,7 @@ def _swept(arguments: list[str]) -> list[tuple[str, ...]]:
 
 
 def _composed(config_name: str, arguments: list[str]) -> DictConfig:
-    """The config with the groups that were chosen, and no other argument; some may not exist here."""
+    """The config with the chosen groups and no other argument; without them if one does not exist in this config."""
     GlobalHydra.instance().clear()
     chosen = [a for a in arguments if a.partition("=")[0] in groups.GROUPS and "," not in a]
     with initialize_config_dir(str(groups.config_dir()), version_base="1.3"):
@@ -248,13 +248,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _is_another_rank() -> bool:
-    """Whether the first rank says the same; not where the launcher's environment is itself what is wrong."""
+    """Whether the first rank prints the same line. False if the launcher's environment is wrong: then every rank prints it."""
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
 
 
 def tell_launcher(line: str) -> None:
-    """Leaves the line where torchrun looks for it: its report of the failed ranks, which comes last, ends with it then."""
+    """Writes the line where torchrun looks for it, so that torchrun's report of the failed ranks, which comes last, ends with it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         told = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}

@@ -20,17 +20,17 @@ from attn.errors import UserError
 
 _EXPECTED = {
     "bool": "true or false",
-    "int": "a whole number",
+    "int": "an integer",
     "float": "a number",
-    "str": "a text",
+    "str": "a string",
     "list[float]": "a list of numbers, as in [0.5,0.9]",
-    "list[int]": "a list of whole numbers, as in [30,60]",
+    "list[int]": "a list of integers, as in [30,60]",
     "list[str]": "a list of names, as in [norm,bias]",
 }
 
 
 def parse(composed: DictConfig) -> Config:
-    """Checks a composed config against the schema and gives it as dataclasses.
+    """Checks a composed config against the schema and returns it as dataclasses.
 
     Raises:
         UserError: a key is unknown, a value has the wrong type or is out of range.
@@ -141,7 +141,7 @@ def validate(config: Config) -> None:
     check_values(config)
     schedule, data = config.schedule, config.data
     if data.num_classes < 2:
-        raise UserError(f"data.num_classes={data.num_classes}: must be 2 or more, for one class leaves nothing to learn")
+        raise UserError(f"data.num_classes={data.num_classes}: must be 2 or more, because one class leaves nothing to learn")
     if not isinstance(config.backbone.get("name"), str):
         raise UserError(
             f"backbone.name={config.backbone.get('name')}: must be the name of a backbone, as in backbone=resnet50"

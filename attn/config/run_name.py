@@ -1,4 +1,4 @@
-"""Which folder a command's run lies in: runs that end differently never share one, the same run is always found again.
+"""The folder of a command's run: runs with different results never share one, and the same command finds its run again.
 
 `run_dir` in configs/train.yaml calls the resolver `run_variant`, which is registered here. It is resolved while Hydra composes, so
 that `hydra.compose("train")` gives what the command line does.
@@ -42,8 +42,8 @@ MAY_DIFFER_ON_RESUME |= {"save_every_steps", "save_every_minutes", "save_error",
 MAY_DIFFER_ON_RESUME |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}
 
 
-# A continued run does not look at `pretrained` any more, but a run that started from other weights is another run. The rest is
-# in the folder's name already.
+# A continued run no longer reads `pretrained`, but a run that started from other weights is another run. The rest is already
+# in the folder's name.
 UNNAMED = (MAY_DIFFER_ON_RESUME - {"pretrained"}) | {"seed", "backbone.name"}
 
 
@@ -54,15 +54,15 @@ LIMIT = 120  # characters; file systems take 255 bytes for all of a name
 
 
 def variant(composed: Mapping[str, Any], plain: Mapping[str, Any], choices: Mapping[str, str]) -> str:
-    """What a run's folder says beside backbone, attention, data and seed: `-quick-lr_0.1-block.reduction_8`, or nothing.
+    """What a run's folder name adds to backbone, attention, data and seed: `-quick-lr_0.1-block.reduction_8`, or nothing.
 
     Args:
-        composed: the config, as plain containers; of its groups and keys only what is looked at here needs to be there.
+        composed: the config, as plain containers; it needs to hold only the groups and keys that are compared here.
         plain: the same choices of the groups without any other override.
         choices: the names of the choices.
 
     Returns:
-        The schedule where it is not the default, and each key that differs and changes the result, in alphabetical order. A text
+        The schedule where it is not the default, and each key that differs and changes the result, in alphabetical order. A string
         that is too long, or has characters that a folder's name should not have, ends with a hash of the whole.
     """
     from attn.config.parse import flatten  # which registers what is here
@@ -102,7 +102,7 @@ def _text(value: Any) -> tuple[str, bool]:
     if isinstance(value, (list, tuple)):
         numbers = all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value)
         return "_".join(_text(item)[0] for item in value), len(value) > 1 and numbers
-    # Not a text that reads as null, a number or a list, or as the end of one key and the begin of another.
+    # Not a string that reads as null, a number or a list, or as the end of one key and the beginning of another.
     read = re.fullmatch(r"null|true|false|[-+]?[0-9._e+-]*(inf|nan)?", str(value)) or {"-", "_"} <= set(str(value))
     return str(value), isinstance(value, (int, float)) or not read
 

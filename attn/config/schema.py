@@ -21,8 +21,8 @@ METRICS = ("balanced_accuracy", "macro_f1", "mcc")
 NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
 REQUIRED: Any = MISSING
 PLAIN_NAME = r"(?!.{200})[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
-A_PLAIN_NAME = "a plain name of letters, digits and . _ + -, for it is part of a path"
-# timm takes a policy that it does not know for the default, or for nothing.
+A_PLAIN_NAME = "a plain name of letters, digits and . _ + -, because it is part of a path"
+# timm treats an unknown policy as the default, or ignores it.
 POLICY = (
     r"(original|originalr|v0|v0r|3a)(-mstd\d{1,3}(\.\d+)?)?"
     r"|rand(-m([12]?\d|30)|-n([1-9]|1[0-6])|-mstd\d{1,3}(\.\d+)?|-mmax([1-9]|[12]\d|30)|-inc[01]|-p(0?\.\d+|[01](\.0+)?)|-t(weights|3aw?))*"
@@ -46,9 +46,9 @@ def key(
         meaning: a line for the help and the reference of keys.
         choices: the strings that it may be, or of which a list may hold some.
         limits: one of `LIMITS`, for a number.
-        at_most: what is above is a mistake that would be found out late: by a lack of memory, an overflow, a useless network.
-        plain: it is part of a path, and must not lead elsewhere.
-        read_by: the values of `data.source` that read it; with another one it would be ignored.
+        at_most: a larger value is a mistake that would show late, as a lack of memory, an overflow or a useless network.
+        plain: it is part of a path, so it must not hold `..` or the like.
+        read_by: the values of `data.source` that use it; with any other value, setting the key is an error.
     """
     metadata = {
         "meaning": meaning,
@@ -110,21 +110,23 @@ class Data:
         "val", "name of the validation split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
     )
     num_classes: int = key(1000, "size of the label set", limits=POSITIVE, at_most=1_000_000)
-    image_size: int = key(224, "side of the square that the network gets, in pixels", limits=POSITIVE, at_most=8192)
+    image_size: int = key(224, "side of the square input image, in pixels", limits=POSITIVE, at_most=8192)
     test_resize: int = key(
         256, "shorter side before the centre crop of a test image, in pixels", limits=POSITIVE, at_most=16_384
     )
-    interpolation: str = key("bilinear", "of the training images", choices=INTERPOLATIONS)
-    test_interpolation: str = key("bilinear", "of the test images", choices=INTERPOLATIONS)
-    mean: list[float] = key([0.485, 0.456, 0.406], "of the three channels, on the scale 0 to 1")
-    std: list[float] = key([0.229, 0.224, 0.225], "of the three channels, on the scale 0 to 1")
+    interpolation: str = key("bilinear", "interpolation of the training images", choices=INTERPOLATIONS)
+    test_interpolation: str = key("bilinear", "interpolation of the test images", choices=INTERPOLATIONS)
+    mean: list[float] = key([0.485, 0.456, 0.406], "mean of the three channels, on the scale 0 to 1")
+    std: list[float] = key([0.229, 0.224, 0.225], "standard deviation of the three channels, on the scale 0 to 1")
     crop: str = key(
         "random_resized",
         "training crop: random_resized, pad (pad by `data.pad` pixels, then crop) or resize (none)",
         choices=("random_resized", "pad", "resize"),
     )
-    crop_scale: list[float] = key([0.08, 1.0], "least and largest area of a random resized crop, as a part of the image")
-    crop_ratio: list[float] = key([3 / 4, 4 / 3], "least and largest aspect ratio of a random resized crop")
+    crop_scale: list[float] = key(
+        [0.08, 1.0], "smallest and largest area of a random resized crop, as a fraction of the image"
+    )
+    crop_ratio: list[float] = key([3 / 4, 4 / 3], "smallest and largest aspect ratio of a random resized crop")
     pad: int = key(4, "pixels around a training image with crop=pad", limits=NOT_NEGATIVE, at_most=8192)
     hflip: float = key(0.5, "probability of a horizontal flip", limits=PROBABILITY)
     rotate: float = key(0.0, "random rotation, in degrees to either side", limits=NOT_NEGATIVE, at_most=180)
@@ -151,18 +153,20 @@ class Schedule:
     batch_size: int = key(
         256, "images per optimizer step, over all ranks and accumulated parts together", limits=POSITIVE, at_most=10_000_000
     )
-    accumulate: int = key(1, "parts into which each rank cuts its share of a batch", limits=POSITIVE, at_most=100_000)
+    accumulate: int = key(
+        1, "gradient accumulation: parts into which each rank splits its share of a batch", limits=POSITIVE, at_most=100_000
+    )
     optimizer: str = key("sgd", "the optimizer", choices=("sgd", "adamw"))
     lr: float = key(0.1, "peak learning rate, for the whole batch; it is never rescaled", limits=POSITIVE, at_most=1000)
-    momentum: float = key(0.9, "of SGD", limits=BELOW_ONE)
+    momentum: float = key(0.9, "momentum of SGD", limits=BELOW_ONE)
     nesterov: bool = key(False, "Nesterov momentum of SGD")
-    betas: list[float] = key([0.9, 0.999], "of AdamW")
+    betas: list[float] = key([0.9, 0.999], "betas of AdamW")
     weight_decay: float = key(1e-4, "applied to all parameters but those in `no_decay`", limits=NOT_NEGATIVE, at_most=10)
     no_decay: list[str] = key(
-        [], "kinds of parameters without weight decay; vector: of one dimension or none", choices=NO_DECAY
+        [], "kinds of parameters without weight decay; vector: parameters with at most one dimension", choices=NO_DECAY
     )
-    curve: str = key("cosine", "how the learning rate falls", choices=("cosine", "step", "constant"))
-    min_lr: float = key(0.0, "where the cosine ends", limits=NOT_NEGATIVE)
+    curve: str = key("cosine", "curve of the learning rate after the warm-up", choices=("cosine", "step", "constant"))
+    min_lr: float = key(0.0, "learning rate at the end of the cosine", limits=NOT_NEGATIVE)
     milestones: list[int] = key([30, 60, 90], "epochs at which curve=step multiplies the learning rate")
     gamma: float = key(0.1, "factor of curve=step at each milestone", limits=POSITIVE)
     warmup_epochs: float = key(0.0, "epochs of linear warm-up", limits=NOT_NEGATIVE, at_most=1_000_000)
@@ -174,13 +178,13 @@ class Schedule:
         "inside: the curve runs over the remaining epochs; overlap: it runs over all epochs and the warm-up replaces its beginning; before: the warm-up comes on top of `schedule.epochs`",
         choices=("inside", "overlap", "before"),
     )
-    update: str = key("step", "how often the learning rate moves", choices=("step", "epoch"))
+    update: str = key("step", "how often the learning rate is updated", choices=("step", "epoch"))
     label_smoothing: float = key(0.0, "weight of the uniform distribution in the targets", limits=BELOW_ONE)
     mixup: float = key(0.0, "alpha of mixup's Beta distribution; 0 is off", limits=NOT_NEGATIVE, at_most=100)
     cutmix: float = key(0.0, "alpha of cutmix's Beta distribution; 0 is off", limits=NOT_NEGATIVE, at_most=100)
     mix_prob: float = key(1.0, "probability that a batch is mixed at all", limits=PROBABILITY)
     mix_switch_prob: float = key(0.5, "probability of cutmix when both are on", limits=PROBABILITY)
-    clip_grad: float | None = key(None, "largest norm of the gradient; null is off", limits=POSITIVE)
+    clip_grad: float | None = key(None, "clip the gradient to this norm; null is off", limits=POSITIVE)
     ema_decay: float | None = key(None, "decay of the averaged weights; null is off", limits=BELOW_ONE)
     amp: str | None = key(None, "precision of autocast; null: float32", choices=("bf16", "fp16"))
     sync_bn: bool = key(False, "batch statistics over all ranks")
@@ -214,8 +218,8 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     logger: Logger = field(default_factory=Logger)
     attention_name: str = key("none", "the chosen name, for the record", plain=True)
-    seed: int = key(0, "of everything random", limits=NOT_NEGATIVE, at_most=2**63 - 1)
-    run_dir: str = key("runs/default", "where checkpoints and metrics lie; the same command continues there")
+    seed: int = key(0, "seed of every random choice", limits=NOT_NEGATIVE, at_most=2**63 - 1)
+    run_dir: str = key("runs/default", "directory of the checkpoints and metrics; the same command continues the run there")
     resume: str = key(
         "auto", "auto (continue what is in run_dir), never (refuse if there is something), or the path of a checkpoint"
     )
@@ -226,32 +230,32 @@ class Config:
     compile: bool = key(False, "compile the model by `torch.compile`")
     kernels: str = key(
         "reference",
-        "how the ends of ResNets' blocks are computed: reference, module by module; fused, as one operator on the CPU, built by `python -m attn.kernels.build`; auto, fused where that is built",
+        "how the end of each ResNet block is computed. reference: module by module; fused: as one CPU operator, which `python -m attn.kernels.build` builds; auto: fused if it is built, else reference",
         choices=("reference", "auto", "fused"),
     )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
     deterministic: bool = key(False, "replace or refuse operations that differ from run to run")
     save_every_steps: int | None = key(
-        None, "further checkpoints within an epoch, every so many steps; null is off", limits=POSITIVE
+        None, "also save a checkpoint every this many steps within an epoch; null is off", limits=POSITIVE
     )
     save_every_minutes: float | None = key(
-        None, "further checkpoints within an epoch, every so many minutes; null is off", limits=POSITIVE
+        None, "also save a checkpoint every this many minutes within an epoch; null is off", limits=POSITIVE
     )
     save_error: str = key("stop", "what to do when a checkpoint cannot be written (disk full)", choices=("stop", "continue"))
     nonfinite: str = key("stop", "what to do at a non-finite loss or gradient", choices=("stop", "skip"))
     monitor: str = key(
         "top1",
-        "the validation score by which an epoch is the best; loss is in nats",
+        "the validation score that decides which epoch is the best; loss is in nats",
         choices=("top1", "top5", "loss", *METRICS),
     )
     metrics: list[str] = key(
-        [], "further validation scores: balanced_accuracy and macro_f1 in percent, mcc from -1 to 1", choices=METRICS
+        [], "additional validation scores: balanced_accuracy and macro_f1 in percent, mcc from -1 to 1", choices=METRICS
     )
     early_stop: int | None = key(
-        None, "epochs in a row without a better `monitor` after which a run is finished; null is off", limits=POSITIVE
+        None, "finish the run after this many epochs in a row without a better `monitor`; null is off", limits=POSITIVE
     )
     max_skipped: int = key(10, "steps that may be skipped in a row before the run stops", limits=POSITIVE)
-    dist_timeout: float = key(600.0, "seconds after which a silent rank is given up", limits=POSITIVE, at_most=10_000_000)
+    dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE, at_most=10_000_000)
     log_every: int = key(50, "steps between progress lines when there is no terminal", limits=POSITIVE)
 
 

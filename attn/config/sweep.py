@@ -1,4 +1,4 @@
-"""Sweeps (`-m`): a header for each cell, and all cells are run, whatever becomes of the others."""
+"""Sweeps (`-m`): a header for each cell, and all cells are run, even if some fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets by name: each is map-style and gives (PIL image, label), before any transformation."""
+"""Data sets by name: each is map-style and returns (PIL image, label), before any transformation."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Fake(Dataset):
 
 
 class CheckedLabels(Dataset):
-    """A data set of torchvision or timm, whose pair is (image, label); the label must be one of `num_classes`.
+    """A data set of torchvision or timm that returns (image, label); checks that 0 <= label < `num_classes`.
 
-    timm's own reading would put another image in the place of one that it cannot read: its reader is asked for the bytes instead.
+    timm would replace an image that it cannot read by another one, so its reader is asked for the bytes, which are decoded here.
 
     Attributes:
         classes: names in the order of their labels; None where the data set has none.
@@ -76,7 +76,8 @@ class CheckedLabels(Dataset):
         return image, int(label)
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
-        """
+        """The image as RGB, and its label, which may be None.
+
         Raises:
             UnreadableImage: the file is missing, damaged or no image.
         """
@@ -118,10 +119,10 @@ def expect_same_classes(first: list[str] | None, second: list[str] | None, what:
     Args:
         first: names in the order of their labels.
         second: those of the other one.
-        what: the two, for the message.
+        what: names both data sets, for the message.
 
     Raises:
-        ValueError: it does not; names the first label that differs.
+        ValueError: the names differ; says which label is the first that differs.
     """
     if not first or not second or first == second:
         return
@@ -147,11 +148,11 @@ def imagefolder(data: Data, train: bool) -> Dataset:
     root = data_root(data)
     folder = Folder(root / (data.train_split if train else data.val_split), data.num_classes)
     other = root / data.train_split
-    if not train and other.is_dir():  # a label is the place of its class in the alphabet
+    if not train and other.is_dir():  # a label is the position of its class in alphabetical order
         missing = sorted(set(class_folders(other)) ^ set(folder.classes))
         if missing:
             raise ValueError(
-                f"{root}: {data.train_split} and {data.val_split} have other classes, {', '.join(missing[:3])} is in one alone: "
+                f"{root}: {data.train_split} and {data.val_split} have different classes, {', '.join(missing[:3])} is in only one of them: "
                 "the labels would not agree"
             )
     return folder

@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 
 def class_folders(root: Path) -> list[str]:
-    """Sorted names of the class folders; hidden ones, such as .ipynb_checkpoints, are none."""
+    """Sorted names of the class folders; hidden ones, such as .ipynb_checkpoints, are left out."""
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -41,10 +41,10 @@ class Folder(Dataset):
             raise ValueError(f"{root}: no such folder; expected one folder per class in it, as {root}/n01440764/image.JPEG")
         self.classes = class_folders(root)
         if len(self.classes) != num_classes:
-            mend = (
+            fix = (
                 f"set data.num_classes={len(self.classes)}, or another data.root" if self.classes else "is data.root right?"
             )
-            raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}: {mend}")
+            raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}: {fix}")
         self.samples: list[tuple[str, int]] = []
         for label, name in enumerate(self.classes):
             files = sorted(str(f) for f in (root / name).rglob("*") if is_image_name(f))
@@ -65,10 +65,10 @@ class UnreadableImage(Exception):
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Decodes any image file to RGB; how it is to be turned by its EXIF data is ignored, as ImageNet's pipelines do.
+    """Decodes any image file to RGB; the rotation in its EXIF data is ignored, as in the usual ImageNet pipelines.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated or no image.
+        UnreadableImage: the file is missing, empty, truncated or not an image.
         OSError: the file system fails.
     """
     try:
@@ -80,14 +80,14 @@ def read_rgb(path: str) -> Image.Image:
 
 
 def read_bytes(path: str, attempts: int = 4) -> bytes:
-    """The content of a file; a network file system that stumbles gets a few seconds to recover.
+    """The content of a file; after an error of a network file system it is read again for a few seconds.
 
     Raises:
         OSError: at once if the file is missing or not readable; else after the last attempt.
     """
     for attempt in range(attempts):
         try:
-            # A plain open waits for ever for somebody to write into a named pipe.
+            # A plain open of a named pipe waits forever for a writer.
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(handle, "rb") as file:
                 if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -105,11 +105,11 @@ def read_bytes(path: str, attempts: int = 4) -> bytes:
 
 
 class NotAFile(OSError):
-    """A path is a named pipe, a socket or a device, which could be waited for without end."""
+    """A path is a named pipe, a socket or a device, from which a read could wait forever."""
 
 
 class DecodeError(Exception):
-    """Bytes that are no image, or only a part of one."""
+    """Bytes that are not an image, or only a part of one."""
 
 
 def decode(content: bytes) -> Image.Image:

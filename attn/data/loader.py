@@ -36,7 +36,11 @@ class Batch(NamedTuple):
 
 
 class Seeded(Dataset):
-    """Transforms images, with all randomness drawn from (seed, epoch, index)."""
+    """A data set with a transform, whose randomness is a function of (seed, epoch, index).
+
+    The item of the key (epoch, index) is (image [3, S, S], label, index of the image, whether it replaces an unreadable image).
+    With `replace_unreadable` the next readable image takes the place of an unreadable one; without it a UserError names the file.
+    """
 
     def __init__(
         self, dataset: Dataset, transform: v2.Transform, seed: int, replace_unreadable: bool = False, training: bool = True
@@ -76,11 +80,12 @@ class TrainData:
     """The training images, cut into batches.
 
     Attributes:
-        dataset: gives (image, label, index) for (epoch, index).
+        dataset: for the key (epoch, index) it returns (image [3, S, S], label, index of the image, whether that image replaces
+            an unreadable one); see `Seeded`.
         batch_size: images per step over all ranks and accumulated parts.
-        accumulate: parts of a rank's share.
-        seed: of the permutations.
-        workers: loader processes of this rank; None: by its cores.
+        accumulate: parts into which a rank's share of a batch is split.
+        seed: seed of the permutations.
+        workers: loader processes of this rank; None: one per processor core, at most 4.
     """
 
     dataset: Seeded
@@ -91,7 +96,7 @@ class TrainData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in an epoch; the images left over are seen in another epoch's permutation."""
+        """Full batches in an epoch; the images that are left over appear in other epochs, whose permutations differ."""
         return len(self.dataset) // self.batch_size
 
     def keys(self, step: int, ranks: Ranks) -> list[list[Key]]:
@@ -120,7 +125,7 @@ PER_CORE = 8
 
 
 def most_workers() -> int:
-    """Loader processes that a rank may have: beyond, they take minutes to start and the memory that the images need."""
+    """The most loader processes that a rank may have: more would take minutes to start, and memory that the images need."""
     return PER_CORE * max(os.cpu_count() or 1, 4)
 
 
@@ -142,16 +147,18 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("attn.errors.UserError: ")) from None
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
-            raise UserError(f"a loader process died, perhaps for want of memory ({error}); try fewer data.workers") from None
+            raise UserError(
+                f"a loader process died, perhaps because memory ran out ({error}); try fewer data.workers"
+            ) from None
         raise
     finally:
-        # An error on its way keeps the iterator alive, and the processes would outlive this one by PATIENCE.
+        # An exception keeps the iterator alive, and its processes would live PATIENCE seconds longer than this one.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
 
 
 class _Once:
-    """A batch sampler that hands out what an iterator gives, once."""
+    """A batch sampler that iterates once over the batches of an iterator."""
 
     def __init__(self, keys: Iterator[list[Key]]) -> None:
         self.keys = keys

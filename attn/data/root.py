@@ -1,4 +1,4 @@
-"""Where a data set lies: what can be told of it in no time, before torch is imported."""
+"""Where a data set is: the checks that take no time, made before torch is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def data_root(data: Data) -> Path:
     """The folder of a data set.
 
     Raises:
-        ValueError: `data.root` is not set, or is no folder.
+        ValueError: `data.root` is not set, or is not a folder.
     """
     if not data.root:
         raise ValueError(f"data.root must be set for data={data.name}, as in data.root=/data/{data.name}")
@@ -27,7 +27,7 @@ def data_root(data: Data) -> Path:
 
 
 def check_place(data: Data) -> None:
-    """Checks that there is something where a data set should lie; opening it tells the rest.
+    """Checks that the folders of a data set exist; the rest is checked when it is opened.
 
     Raises:
         ValueError: the folder, one of an image folder's splits, or the name of timm's data set is missing.

@@ -1,4 +1,4 @@
-"""Loader processes: how they meet signals and the death of their parent."""
+"""Loader processes: what they do on signals and when their parent dies."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def worker_count(asked: int | None) -> int:
 def outlive_signals(_worker: int) -> None:
     """For loader processes: torchrun, SLURM and terminals signal whole groups, but the main process decides.
 
-    A worker that died by the signal would end the step under way by an error. After SIGTERM it stays for `PATIENCE` seconds,
-    since that is also how a parent ends a worker that is stuck.
+    If a worker died from the signal, the current step would fail. After SIGTERM it lives for another `PATIENCE` seconds and
+    then ends, because a parent also uses SIGTERM to end a worker that hangs.
 
-    A worker whose parent was killed before it came here ends: torch's watch over the parent, which begins behind this, would take
-    the process that it fell to for its parent, and the worker would stay for ever.
+    A worker whose parent was killed before this call ends at once: torch starts to watch the parent after this call and would
+    watch the process that adopted the worker instead, so the worker would never end.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent.pid:

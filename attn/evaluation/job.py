@@ -67,7 +67,7 @@ def run(request: Request) -> Scores:
         cfg = load.with_kernels_here(cfg)
         if cfg.kernels != trained.kernels and ranks.first:
             console.warn(
-                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules serve, equal up to "
+                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal up to "
                 f"rounding; {BUILD} builds it"
             )
         model = load.build(cfg)
@@ -85,14 +85,14 @@ SCORED = ("source", "dataset", "root", "num_classes", "image_size", "test_resize
 
 
 def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
-    """What an evaluation is of: two that agree in all of it may replace each other."""
+    """What identifies an evaluation: one may replace another only if all of this is equal."""
     about = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
     about |= {key: getattr(data, key) for key in SCORED} | ({"samples": data.samples} if data.source == "fake" else {})
     return about | {"root": None if data.root is None else os.path.abspath(os.path.expanduser(data.root))}
 
 
 def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], usual: bool) -> Path:
-    """A file beside the checkpoint whose name says what is not as in training: data, split, weights, a sum for other settings."""
+    """A file beside the checkpoint whose name says what differs from training: data, split, weights, a hash of other settings."""
     parts = ["eval", path.stem]
     parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
     parts += [] if usual else [asked["weights"]]
@@ -104,10 +104,10 @@ def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], u
 
 
 def expect_free(output: Path, asked: dict[str, Any]) -> None:
-    """Checks, before any work, that no evaluation of something else is replaced.
+    """Checks, before any work, that the scores of another evaluation would not be replaced.
 
     Raises:
-        UserError: the file is of another evaluation, or is none; names what differs.
+        UserError: the file holds another evaluation, or none; names what differs.
     """
     if not output.exists():
         return
@@ -177,7 +177,7 @@ def _report(output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[s
     )
     if not math.isfinite(scores.loss):
         raise UserError(
-            f"checkpoint {path}: the loss is {scores.loss}, for the network gives values that are not finite with "
+            f"checkpoint {path}: the loss is {scores.loss}, because the network's outputs are not finite with "
             f"schedule.amp={cfg.schedule.amp}; nothing was saved"
         )
     row = {**asked, "step": step, **scores.row()}

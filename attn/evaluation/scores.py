@@ -25,7 +25,7 @@ class ClassCounts:
         return cls(*(torch.bincount(values, minlength=num_classes) for values in sets))
 
     def scores(self) -> dict[str, float]:
-        """The margins and the diagonal of a confusion matrix are all that these scores need, as scikit-learn defines them.
+        """The scores as scikit-learn defines them; they need only the margins and the diagonal of the confusion matrix.
 
         Returns:
             balanced_accuracy: mean recall over the classes with images, in percent; macro_f1: mean F1 over the classes with
@@ -36,7 +36,7 @@ class ClassCounts:
         recalls = [h / t for h, t in zip(hit, labelled, strict=True) if t]
         f1 = [2 * h / (t + p) for h, t, p in zip(hit, labelled, guessed, strict=True) if t + p]
         count = sum(labelled)
-        # Python's integers: products of counts of large sets leave what a float holds exactly.
+        # Python's integers: products of large counts exceed what a float holds exactly.
         covariance = sum(hit) * count - sum(t * p for t, p in zip(labelled, guessed, strict=True))
         spread = (count**2 - sum(t * t for t in labelled)) * (count**2 - sum(p * p for p in guessed))
         return {
@@ -72,5 +72,5 @@ class Scores:
         return {"loss": self.loss, "top1": self.top1, "top5": self.top5, **self.more}
 
     def row(self, prefix: str = "") -> dict[str, Any]:
-        """For a line of metrics."""
+        """All values with a prefix to their names, for a line of metrics."""
         return {f"{prefix}{name}": value for name, value in self.values().items()}

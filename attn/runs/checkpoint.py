@@ -29,14 +29,14 @@ RESUMABLE = ("ema", "optimizer", "scaler", "step", "evaluated", "skipped_in_row"
 
 
 class BadCheckpoint(UserError):
-    """A file is no checkpoint of ours, or is damaged; the message names it and says how."""
+    """A file is not a checkpoint of this package, or is damaged; the message names the file and the reason."""
 
 
 def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
-    """Writes `last.pt`, keeps the one before as `previous.pt`, and with `best` makes it `best.pt` too.
+    """Writes `last.pt`, keeps the one before it as `previous.pt`, and with `best` makes it `best.pt` too.
 
     At every moment each of them is either the old or the new checkpoint, whole: the new one is written beside them, flushed to
-    the disk, and renamed. `last.pt` comes at the end, so that a run killed in between makes the others again.
+    the disk, and renamed. `last.pt` is renamed last: a run that is killed in between writes the others again.
 
     Raises:
         OSError: the disk is full or not writable; the old checkpoints are untouched.
@@ -48,7 +48,7 @@ def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
         with open(temporary, "wb") as file:
             try:
                 torch.save(dict(content), file)
-            except RuntimeError as error:  # torch's own complaint about its archive may hide what the disk said
+            except RuntimeError as error:  # torch's error about its archive may hide the disk's error
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             file.flush()
             os.fsync(file.fileno())
@@ -64,7 +64,7 @@ def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint after checking it: sums of all its parts, only plain data, the keys that every one has, and what is in them.
+    """Reads a checkpoint and checks it: the checksums of its parts, that it is only plain data, its keys, and what they hold.
 
     Raises:
         BadCheckpoint: the file is missing, damaged, holds code, or is something else.
@@ -72,9 +72,9 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the sums: a flipped byte would load silently
+            damaged = archive.testzip()  # torch.load does not check the checksums: a flipped byte would load silently
         if damaged is not None:
-            raise BadCheckpoint(f"checkpoint {path} is damaged: the sum of its part {damaged} is wrong")
+            raise BadCheckpoint(f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong")
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise BadCheckpoint(f"checkpoint {path}: no such file") from None
@@ -112,7 +112,7 @@ def expect_resumable(content: Mapping[str, Any], path: str | Path) -> None:
 def newest(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
     """The newest sound checkpoint of a run, its content, and what is wrong with newer ones; None for a fresh directory.
 
-    The damaged ones are put aside as `NAME.damaged`, so that the next save cannot put one in the place of a sound one.
+    Damaged ones are renamed to `NAME.damaged`, so that the next save cannot replace a sound checkpoint by a damaged one.
 
     Raises:
         BadCheckpoint: there are checkpoints, but none is sound: a run must not silently start again.
@@ -157,7 +157,7 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what computed a run, and the git revision of a checkout (with + behind it if files were changed)."""
+    """Versions of what computed a run, and the git revision of a checkout (with a + after it if files were changed)."""
     import timm
     import torchvision
 

@@ -1,11 +1,11 @@
 """A run's directory: one owner at a time, and everything that is needed to resume, evaluate and plot it.
 
 config.yaml     the composed config of the last start
-metrics.jsonl   one line per epoch: the truth
+metrics.jsonl   one line per epoch: the record of the run
 steps.jsonl     one line per step
 last.pt previous.pt best.pt
 DONE            the run is finished
-lock            who writes here
+lock            host and process that write here
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DONE, LOCK, CONFIG = "DONE", "lock", "config.yaml"
 
 @contextmanager
 def claim(run_dir: Path) -> Iterator[None]:
-    """Creates the directory and keeps other processes out of it while this one lives.
+    """Creates the directory and locks it for this process until the context ends.
 
-    What was created goes again if the work ends by an error before it has written anything.
+    Folders that were created are removed again if the work fails before it has written anything.
 
     Raises:
-        UserError: it cannot be written, or another process has it; the message names host and process.
+        UserError: it cannot be written, or another process holds the lock; the message names host and process.
     """
     created = [folder for folder in (run_dir, *run_dir.parents) if not os.path.exists(folder)]
     try:
@@ -70,7 +70,7 @@ def claim(run_dir: Path) -> Iterator[None]:
         except BaseException:
             if created and os.listdir(run_dir) == [LOCK]:
                 (run_dir / LOCK).unlink()
-                with suppress(OSError):  # another run lies there by now
+                with suppress(OSError):  # another run is there by now
                     for folder in created:
                         folder.rmdir()
             raise
@@ -81,8 +81,8 @@ def claim(run_dir: Path) -> Iterator[None]:
 def differences(old: Config, new: Config) -> list[str]:
     """Keys whose values differ and change the result, as `key: old -> new`.
 
-    `schedule.epochs` is one of them only if the learning rate of the epochs before depends on it. An option of the backbone or
-    the attention that one config lacks is equal to its default.
+    `schedule.epochs` is one of them only if the learning rate of the earlier epochs depends on it. An option of the backbone or
+    the attention that one config lacks counts as its default.
     """
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     was, now = (flatten(to_dict(cfg) | without_defaults(cfg.backbone, cfg.attention)) for cfg in (old, new))

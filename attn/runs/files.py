@@ -32,7 +32,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces the text of a file; it is on the disk before this returns."""
+    """Replaces the content of a file; it is on the disk before this returns."""
     temporary = path.with_name(f"{path.name}.tmp")
     with open(temporary, "w") as file:
         file.write(text)
@@ -70,7 +70,7 @@ def _flush(file: IO[Any]) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: a number that is not finite, for which JSON has no word, becomes null."""
+    """Strict JSON: a number that is not finite, which JSON cannot express, becomes null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

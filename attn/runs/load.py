@@ -34,7 +34,7 @@ def load_config(content: Mapping[str, Any], path: str | Path) -> Config:
 
 
 def trusted(cfg: Config, trust: str | Collection[str], path: str | Path) -> Config:
-    """The config of a file, once it is known, before anything is imported, to name only attentions of this package.
+    """Checks, before anything is imported, that the config of a file names only attentions of this package.
 
     Args:
         cfg: the config.
@@ -84,7 +84,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
 
 
 def same_kind(own: Tensor, given: Tensor) -> bool:
-    """Whether values of one tensor can stand for those of another: both real numbers, or both of the same integer type."""
+    """Whether one tensor can take the values of another: both floating point and in range, or both of the same integer type."""
     if own.is_floating_point():
         return given.is_floating_point() and (given.dtype == own.dtype or bool(torch.isfinite(given.to(own.dtype)).all()))
     return given.dtype == own.dtype
@@ -133,7 +133,7 @@ def load(
 
 
 def with_kernels_here(cfg: Config) -> Config:
-    """The config of a run on this machine: what was trained fused runs fused where that is built, else as plain modules."""
+    """The config of a run on this machine: a run that was trained fused stays fused if the kernels are built here; else plain modules are used."""
     return cfg if cfg.kernels == "reference" else replace(cfg, kernels=form_here("auto"))
 
 

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one line per epoch, the truth about a run."""
+"""`metrics.jsonl`: one line per epoch, the record of a run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def parse_metrics(run_dir: Path) -> tuple[list[dict[str, Any]], list[int]]:
 def rewind_metrics(
     run_dir: Path, epoch: int | None, history: Iterable[dict[str, Any]] = (), pending: Collection[int] = ()
 ) -> list[str]:
-    """Brings `metrics.jsonl` to where a checkpoint is: what came after it is computed again, what is missing is restored.
+    """Makes `metrics.jsonl` agree with a checkpoint: later epochs are dropped and computed again, missing ones are restored.
 
-    Lines that cannot be read, or that repeat an epoch, are never dropped: the file as it was is kept aside as
+    Lines that cannot be read, or that repeat an epoch, are never dropped: the file as it was is kept as
     `metrics.jsonl.damaged`.
 
     Args:
@@ -47,7 +47,7 @@ def rewind_metrics(
         pending: epochs among them that are written later.
 
     Returns:
-        What was found and done, a line each; nothing where the file was as it should be.
+        What was found and done, one line each; empty if the file was correct.
 
     Raises:
         UserError: there are rows, and no checkpoint: a run must not silently start again.

@@ -1,7 +1,7 @@
 """`steps.jsonl`: one line per optimizer step, written every few steps and before each checkpoint.
 
-A checkpoint's steps are in the file before it is; a run that is continued drops what came after its checkpoint, as in
-`metrics.jsonl`. No result is computed from it: a disk that refuses it is told of once, and costs no training.
+The steps are written before their checkpoint; a run that is continued drops the steps after its checkpoint, as in
+`metrics.jsonl`. No result is computed from this file: if it cannot be written, one warning says so and training goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StepLog:
         self._refused = False
 
     def add(self, **row: Any) -> None:
-        """A step; a value that is not finite becomes null, for JSON has none."""
+        """A step; a value that is not finite becomes null, because JSON has no such number."""
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         self._pending.append(finite)
 

@@ -1,4 +1,4 @@
-"""Views of a run's metrics: a line for the console, CSV, curves. `metrics.jsonl` is the truth; a view may fail."""
+"""Views of a run's metrics: a line for the console, CSV, curves. `metrics.jsonl` is the record; a view may fail."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ class Wandb:
     """Mirrors metrics.jsonl to Weights & Biases in a thread of its own: a stalled or broken service never delays training.
 
     The mode is decided once, before anything is sent: `logger.wandb_mode`, else WANDB_MODE, else online. Online without a key,
-    or without a connection to the server, becomes offline. The first failure is told in one line, then the mirror is off.
+    or without a connection to the server, becomes offline. The first failure is reported in one line, then the mirror is off.
 
-    `wandb.json` in the run's directory keeps the id, so that a continued run is the same run there. What a killed process handed
-    to wandb may never have left it: online the service is asked for the step that it has, and sent what comes behind; offline
-    each process writes a folder of its own with all rows, so that the newest is whole.
+    `wandb.json` in the run's directory keeps the id, so that a continued run is the same run there. Rows that a
+    killed process gave to wandb may never have been sent. Online the service is asked for its last step and gets the rows after
+    it; offline each process writes its own folder with all rows, so that the newest folder is complete.
     """
 
     STATE = "wandb.json"
@@ -93,7 +93,7 @@ class Wandb:
                 self._remember(self._step)
 
     def _remember(self, step: int) -> None:
-        """Keeps the id, and the last step sent: a folder that has been emptied since begins another run."""
+        """Saves the id and the last step sent; if the folder was emptied since, another run begins."""
         files.write_atomically(self._run_dir / self.STATE, files.to_json({"id": self._id, "step": step}))
 
     def _end(self) -> None:
@@ -111,7 +111,7 @@ class Wandb:
 
 
 def wandb_mode(asked: str | None, run_dir: Path) -> str:
-    """The mode that will work: `asked`, or offline where the server cannot be used; says so, and how its files get there."""
+    """The mode that will work: `asked`, or offline where the server cannot be used; then it warns, and says how to send the files later."""
     if asked not in (None, "online"):
         return str(asked)
     server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")

@@ -1,4 +1,4 @@
-"""The papers' tables as data (`configs/papers/`), and every row of them built, counted and set beside what was printed.
+"""The papers' tables as data (`configs/papers/`), and every row of them built, counted and compared with what was printed.
 
 A file holds `title`, `flops` (the convention of its printed FLOPs, see `attn.models.flops`), `recipes` (a schedule, a data set, what
 else the command sets, and in `count` how detectors are counted), `remarks`, `definitions` and `rows`. The keys of a row:
@@ -15,7 +15,7 @@ else the command sets, and in `count` how detectors are counted), `remarks`, `de
     flops_reproduced   the same of the FLOPs, where it is known
     definition     the exact module: a key of `definitions`, or the text
     reason         why a row does not reproduce; `note`: what else is known; `source`: where the paper has it from
-    elsewhere      numbers that the table lacks, and where they stand
+    elsewhere      numbers that the table lacks, and where the paper gives them
     build          backbone, attention, recipe, in `set` what the command overrides and in `test` what testing does; absent
                    if the row is no network. In detection `detector` is the config, which says the same, and `set` makes it the
                    network of an ImageNet row of the same paper, whose weights it starts from
@@ -25,7 +25,7 @@ else the command sets, and in `count` how detectors are counted), `remarks`, `de
                    those of all its rows: there `set` holds the settings by attention, and rows with other attentions have none
 
 `rows` reads them, `build` says what makes and trains a network, `measure` counts it, `runs` finds what has trained it, `scores`
-compares what they reached, `verdict` sets all that beside the printed numbers, and `render` prints it.
+compares what they reached, `verdict` compares all that with the printed numbers, and `render` prints it.
 """
 
 from __future__ import annotations

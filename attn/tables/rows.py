@@ -12,8 +12,8 @@ from attn.config import groups
 from attn.runs.checkpoint import BEST
 from attn.tables.build import Build, choice
 
-# How the data files name what is printed, by metric; the first of several that a row has counts. What ends with _err is an
-# error: the metric is the rest of 100.
+# How the data files name what is printed, by metric; the first of several that a row has counts. A name that ends with _err is an
+# error rate: the metric is 100 minus it.
 METRICS = {
     "top-1": ("top1", "top1_self", "top1_org", "top1_err"),
     "top-5": ("top5", "top5_self", "top5_org", "top5_err"),

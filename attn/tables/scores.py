@@ -1,4 +1,4 @@
-"""What a paper prints of a network's scores beside what its runs reached, metric by metric."""
+"""A network's scores as its paper prints them and as its runs reached them, metric by metric."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Score:
         printed_std: its printed standard deviation, where there is one.
         values: one per run.
         mean, median, best, std: over the runs; `std` is that of a sample (n - 1), None for a single run.
-        differences: how far mean, median and best lie from the printed value, in percentage points; empty without one.
+        differences: how far mean, median and best are from the printed value, in percentage points; empty without one.
     """
 
     metric: str

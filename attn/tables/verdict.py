@@ -1,4 +1,4 @@
-"""What was printed beside what is measured."""
+"""Compares what was printed with what is measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decimals(value: float) -> int:
 
 
 def agree(printed: float, measured: float, digits: int) -> bool:
-    """Whether a number rounds to the printed one; exactly between two, either way of rounding is right."""
+    """Whether a number rounds to the printed one; exactly halfway, rounding up or down are both accepted."""
     return abs(measured - printed) <= 0.5 * 10**-digits * (1 + 1e-9)
 
 

@@ -29,7 +29,7 @@ def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step, from 0.
 
     During warm-up it grows linearly: lr * (s + 1) / W over W steps, or from `warmup_lr` at the first step. Then it follows the
-    curve: cosine from lr to min_lr, or lr * gamma^k behind the k-th milestone.
+    curve: cosine from lr to min_lr, or lr * gamma^k after the k-th milestone.
     """
     if schedule.update == "epoch":
         step = step // steps_per_epoch * steps_per_epoch
@@ -89,5 +89,6 @@ def classify(model: nn.Module, no_decay: set[str]) -> Iterator[tuple[nn.Paramete
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of all groups of parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr

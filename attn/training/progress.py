@@ -1,4 +1,4 @@
-"""What the time between two steps decides: speeds, the time that is left, and whether a checkpoint is due."""
+"""What is computed from the time between two steps: speed, the time that is left, and whether a checkpoint is due."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from attn.training.run import Run
 
 
 class Clock:
-    """Measures the time of the steps from one on."""
+    """Measures the time of the steps after a given step."""
 
     def __init__(self, step: int) -> None:
         self._step, self._started = step, time.monotonic()
 
     def seconds_per_step(self, step: int) -> float:
-        """Mean of the steps up to this one; of no step, infinite."""
+        """Mean seconds per step up to this one; infinite if there was no step."""
         done = step - self._step
         return (time.monotonic() - self._started) / done if done else math.inf
 

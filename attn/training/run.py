@@ -1,4 +1,4 @@
-"""What a run is while it trains: one object that every step, every save and every ending gets."""
+"""What a run is while it trains: one object that is passed to every step, save and ending."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Run:
     """A run on one rank.
 
     Attributes:
-        cfg: what was asked for.
-        directory: where it lies; the first rank writes there.
+        cfg: its config.
+        directory: its folder; only the first rank writes there.
         ranks: this rank among all.
         request: whether this rank was asked to stop.
         data, val: training and validation images.
         state: all that training changes and a checkpoint holds.
-        net: the model as it is called in training: DDP around it on several ranks.
+        net: the model as it is called in training: wrapped in DDP on several ranks.
         mixup: timm's mixup and cutmix, if they are on.
         total_steps: optimizer steps of the whole training.
         log: the lines of steps.jsonl.

@@ -64,7 +64,7 @@ def with_kernels(cfg: Config, ranks: Ranks) -> Config:
 
 
 def find_checkpoint(cfg: Config, run_dir: Path) -> Found | None:
-    """The checkpoint to continue from, by `resume`; the run's own goes before one from elsewhere.
+    """The checkpoint to continue from, by `resume`; the run's own is preferred to one from elsewhere.
 
     Raises:
         UserError: none of the checkpoints is sound, the config differs in what changes the result, or resume=never and there
@@ -107,7 +107,7 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Found | None:
 
 
 def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, found: Found | None) -> Run | None:
-    """Opens the data, builds the model, takes up the checkpoint that was found; None if the run is finished already.
+    """Opens the data, builds the model and loads the checkpoint that was found; None if the run is already finished.
 
     Raises:
         UserError, ValueError: data, model, checkpoint and config do not fit.
@@ -168,7 +168,7 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     """The model on its device, with weights as at the start of a run.
 
     Args:
-        fresh: no checkpoint follows, so that `pretrained` counts.
+        fresh: no checkpoint will be loaded, so `pretrained` applies.
 
     Raises:
         UserError, ValueError: backbone, attention, images and ranks do not fit.
@@ -186,7 +186,7 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     if schedule.sync_bn:
         if ranks.device.type == "cpu":
             raise ValueError("schedule.sync_bn=true: torch synchronises BatchNorm on GPUs only; leave it off on the CPU")
-        if ranks.world > 1:  # alone there is nothing to share, and SyncBatchNorm would refuse a single image
+        if ranks.world > 1:  # one rank shares nothing, and SyncBatchNorm would refuse a single image
             model = convert_sync_batchnorm(model)
     if cfg.grad_checkpointing:
         model.set_grad_checkpointing(True)
@@ -203,13 +203,13 @@ def build_state(cfg: Config, ranks: Ranks, model: nn.Module, classes: list[str] 
 
 
 def continue_from(found: Found, state: State, cfg: Config, run_dir: Path, ranks: Ranks, total: int) -> None:
-    """Takes everything from a checkpoint, and says so.
+    """Loads the whole state from a checkpoint, and prints where the run continues.
 
     Raises:
         BadCheckpoint: it is of another architecture or optimizer.
     """
     state.load_state_dict(found.content, str(found.path))
-    if state.best.monitor != cfg.monitor:  # by force: scores of two kinds cannot be compared
+    if state.best.monitor != cfg.monitor:  # with force=true: scores of two kinds cannot be compared
         state.best = Best(monitor=cfg.monitor)
     if ranks.first:
         state.history = [*metrics.read_metrics(run_dir), *state.rows]
@@ -238,13 +238,15 @@ def told_of_kernels(cfg: Config, model: nn.Module, device: torch.device) -> str:
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, None: torch.float32}[cfg.schedule.amp]
     fused, able = fused_blocks(model, device, dtype)
     if not able:
-        return f"kernels={cfg.kernels}: no block is fused, {cfg.backbone['name']} has none that can be; plain modules serve"
-    rest = "" if fused == able else "; plain modules serve for the others"
+        return (
+            f"kernels={cfg.kernels}: no block is fused, {cfg.backbone['name']} has none that can be; plain modules are used"
+        )
+    rest = "" if fused == able else "; the others run as plain modules"
     return f"kernels={cfg.kernels}: {fused} of {able} blocks are fused on {device.type}{rest}"
 
 
 def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:
-    """The training loss of two images, of a copy of the model on a device."""
+    """The training loss of two blank images, for a copy of the model on `device`."""
     images = torch.zeros(2, 3, cfg.data.image_size, cfg.data.image_size, device=device)
     targets = torch.zeros(2, dtype=torch.long, device=device)
     logits = model(images)
@@ -252,7 +254,7 @@ def check_loss(cfg: Config, model: nn.Module, device: torch.device) -> Tensor:
 
 
 def rewind(run_dir: Path, content: Mapping[str, Any] | None) -> None:
-    """Brings metrics.jsonl and steps.jsonl to where the checkpoint is, and says what was wrong with them."""
+    """Makes metrics.jsonl and steps.jsonl agree with the checkpoint, and warns of what was wrong with them."""
     if content is None:
         told = metrics.rewind_metrics(run_dir, None)
     else:
@@ -264,10 +266,10 @@ def rewind(run_dir: Path, content: Mapping[str, Any] | None) -> None:
 
 
 def check_single_image(cfg: Config, model: nn.Module) -> None:
-    """Where a forward pass gets one image.
+    """Checks a model whose forward passes get a single image.
 
     Raises:
-        ValueError: a norm of the model has one value per channel then, and no variance.
+        ValueError: a norm of the model would get one value per channel, which has no variance.
     """
     try:
         check_input(model, cfg.data.image_size, training=True)

@@ -1,4 +1,4 @@
-"""Everything that training changes: what a checkpoint holds, and how it comes back."""
+"""Everything that training changes: what a checkpoint holds, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Meter:
     skipped: int = 0
 
     def add(self, images: float, loss: float, correct1: float, correct5: float, replaced: float) -> None:
-        """The sums of a step."""
+        """Adds the sums of a step."""
         self.images, self.loss = self.images + int(images), self.loss + loss
         self.correct1, self.correct5 = self.correct1 + int(correct1), self.correct5 + int(correct5)
         self.replaced += int(replaced)
@@ -64,11 +64,11 @@ class Best:
         return self.epoch < 0 or (new < old if self.monitor == "loss" else new > old)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint; by top-1 what it has always been."""
+        """For a checkpoint; with monitor=top1 the same keys as in older versions."""
         return {key: value for key, value in asdict(self).items() if key in ("top1", "epoch") or self.monitor != "top1"}
 
     def outlasted(self, evaluated: int, patience: int | None) -> bool:
-        """Whether `patience` epochs (null: any number) have passed without a better one."""
+        """Whether `patience` epochs have passed without a better one; never if it is None."""
         return patience is not None and self.epoch > 0 and evaluated - self.epoch >= patience
 
 
@@ -85,7 +85,7 @@ class State:
         rows: lines of metrics that are not on the disk yet, because it was full.
         classes: names of the classes in the order of their labels; None where the data set has none.
         history: all lines of metrics, from which a damaged file is restored.
-        phase: between two steps; in the gradients of a step, which change only buffers; or in its update.
+        phase: between two steps; in the forward and backward passes of a step, which change only buffers; or in its update.
     """
 
     model: nn.Module
@@ -120,12 +120,12 @@ class State:
             "rows": self.rows,
             "history": self.history,
             "classes": self.classes,
-            "config": to_dict(cfg) | {"resume": "auto"},  # the file that a run began with need not stay
+            "config": to_dict(cfg) | {"resume": "auto"},  # the file that a run began with may be removed
             "versions": checkpoint.versions(),
         }
 
     def load_state_dict(self, content: dict[str, Any], path: str) -> None:
-        """Takes everything from a checkpoint.
+        """Loads everything from a checkpoint.
 
         Raises:
             BadCheckpoint: it is of another architecture.
@@ -146,7 +146,7 @@ class State:
         return {"val_": self.model} | ({} if self.ema is None else {"ema_val_": self.ema.module})
 
     def broadcast_buffers(self) -> None:
-        """Gives every rank the buffers of the first: running statistics drift apart within a step."""
+        """Gives every rank the buffers of the first rank: each rank has its own running statistics."""
         if dist.is_initialized():
             for module in self.evaluated_models().values():
                 for buffer in module.buffers():
@@ -154,7 +154,7 @@ class State:
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Remembers the buffers: forward passes change running statistics before it is known whether the step counts."""
+        """Copies the buffers: forward passes change running statistics before it is known whether the step is kept."""
         buffers = list(self.model.buffers())
         if not self._buffers:
             self._buffers = [buffer.clone() for buffer in buffers]
@@ -188,5 +188,5 @@ def _expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any],
     if not fits:
         raise checkpoint.BadCheckpoint(
             f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
-            "continued, with force=true neither: use the old values, or another run_dir="
+            "continued, not even with force=true: use the old values, or another run_dir="
         )

@@ -11,8 +11,8 @@ from typing import Any
 class StopRequest:
     """While entered, remembers the first SIGTERM or SIGUSR1 instead of dying by it; SIGINT (Ctrl-C) too after `hold_interrupt`.
 
-    `name` is the signal's name, or None as long as there was none. A second signal changes nothing: the checkpoint under way
-    is finished.
+    `name` is the signal's name, or None as long as there was none. A second signal changes nothing: the checkpoint that is being
+    written is finished.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -30,11 +30,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def hold_interrupt(self) -> None:
-        """From here on there is something to save. Where SIGINT is ignored, as by nohup, it stays so."""
+        """From here on SIGINT is remembered too, because there is something to save. Where it is ignored, as by nohup, it stays so."""
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._remember)
 
     def requested(self) -> bool:
+        """Whether there was a signal."""
         return self.name is not None
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""How a run keeps what it has, and how it ends: well, asked to (SIGTERM, SIGUSR1, Ctrl-C), or because something failed."""
+"""How a run is saved, and how it ends: finished, by a signal (SIGTERM, SIGUSR1, Ctrl-C), or because something failed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from attn.training.state import Best
 
 
 def save(run: Run, best: bool = False, final: bool = False) -> bool:
-    """Writes the pending steps and metrics, and the checkpoint if all its values are finite; returns whether the disk took them.
+    """Writes the pending steps and metrics, and the checkpoint if all its values are finite; returns whether they were written.
 
     Args:
         run: on the first rank.
         best: it is the best so far.
-        final: there is no later save that could make up for this one.
+        final: no later save follows, so a failure must not be ignored.
 
     Raises:
         TrainingStopped: a value is not finite, or the disk refuses and save_error=stop or the save is the final one.
@@ -52,7 +52,7 @@ def save(run: Run, best: bool = False, final: bool = False) -> bool:
 
 
 def finish(cfg: Config, run_dir: Path, best: Best) -> None:
-    """Makes the views of the metrics, marks the run as done, says what was reached and where everything lies."""
+    """Makes the views of the metrics, marks the run as done, prints the best score and where the files are."""
     try:
         if cfg.logger.csv:
             views.write_csv(run_dir)
@@ -63,7 +63,7 @@ def finish(cfg: Config, run_dir: Path, best: Best) -> None:
     with as_user_errors():
         (run_dir / directory.DONE).touch()
         if (run_dir / LAST).exists():
-            (run_dir / PREVIOUS).unlink(missing_ok=True)  # for a fault in the next save, which will not come
+            (run_dir / PREVIOUS).unlink(missing_ok=True)  # it protects against a fault in the next save, and there is none
     by = "" if best.value is None else f", the best by {best.monitor} ({best.value:.4f})"
     console.say(
         f"best val top-1 {best.top1:.2f} % in epoch {best.epoch}"
@@ -82,7 +82,7 @@ def finish(cfg: Config, run_dir: Path, best: Best) -> None:
 
 
 def preempted(run: Run) -> Preempted:
-    """Saves between two steps, where all ranks are, and gives the error that ends the run."""
+    """Saves between two steps, where all ranks are, and returns the error that ends the run."""
     if run.ranks.first:
         save(run, final=True)
     with contextlib.suppress(RuntimeError):
@@ -98,7 +98,7 @@ def non_finite_step(run: Run, loss: float, norm: float, seen: list[int]) -> Trai
     It names the step, the rank, and the images where the loss was not finite.
 
     Args:
-        run: in the gradients of the step.
+        run: before the update of the step.
         loss: sum of this rank's losses.
         norm: of the gradient, over all ranks.
         seen: indices of this rank's images.
@@ -114,9 +114,9 @@ def non_finite_step(run: Run, loss: float, norm: float, seen: list[int]) -> Trai
 
 
 def rescued(run: Run, error: Exception) -> TrainingStopped:
-    """Keeps the last step boundary when something failed on this rank or another, and gives the error that ends the run.
+    """Saves the state after the last whole step when this rank or another failed, and returns the error that ends the run.
 
-    It names the step, the rank that failed, and the checkpoint to continue from. There is no collective in it: the other ranks
+    It names the step, the rank that failed, and the checkpoint to continue from. It uses no collective: the other ranks
     may be gone.
     """
     ranks, state, last = run.ranks, run.state, run.directory / LAST
@@ -149,6 +149,6 @@ def rescued(run: Run, error: Exception) -> TrainingStopped:
 
 
 def is_of_a_collective(error: Exception) -> bool:
-    """Whether it tells of a lost connection or an expired timeout between ranks."""
+    """Whether an error means a lost connection or an expired timeout between ranks."""
     words = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "tcpstore", "process group")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

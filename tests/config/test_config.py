@@ -73,7 +73,7 @@ def test_ranges_are_checked(key: str, value: float) -> None:
 
 def test_a_wrong_type_names_key_value_and_what_is_expected() -> None:
     for override, line in (
-        ("seed=1.5", "seed=1.5: must be a whole number"),
+        ("seed=1.5", "seed=1.5: must be an integer"),
         ("schedule.lr=null", "schedule.lr=null: must be a number"),
         ("compile=maybe", "compile=maybe: must be true or false"),
         ("schedule.no_decay=bias", "schedule.no_decay=bias: must be a list of names, as in [norm,bias]"),

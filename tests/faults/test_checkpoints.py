@@ -166,7 +166,7 @@ DAMAGES = {
     truncate: "cannot be read (truncated, or no checkpoint)",
     empty: "cannot be read (truncated, or no checkpoint)",
     garbage: "cannot be read (truncated, or no checkpoint)",
-    flip: "is damaged: the sum of its part",
+    flip: "is damaged: the checksum of its part",
     poison: "holds more than tensors and plain data; refused, nothing was executed",
     poison_plain: "cannot be read (truncated, or no checkpoint)",
 }

@@ -226,5 +226,5 @@ def test_a_loader_process_dies(tmp_path: Path, ranks: int) -> None:
     assert stopped.wait() == ranks * [3], stopped.text
     assert time.monotonic() - began < 30
     assert stopped.leftovers() == []
-    assert "a loader process died, perhaps for want of memory" in stopped.text
+    assert "a loader process died, perhaps because memory ran out" in stopped.text
     finished(tmp_path / "run", "data.workers=1", ranks=ranks)
