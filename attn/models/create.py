@@ -272,7 +272,9 @@ def _fill(sockets: list[Socket], network: str, slot: Slot, attention: partial[At
         setattr(socket.owner, socket.name, module)
         if module.takes_norm_act:
             if not socket.norm_act:
-                raise ValueError(f"{cls.__name__} brings its own norm and activation, which this block cannot give up")
+                raise ValueError(
+                    f"{cls.__name__} brings its own norm and activation, but those of this block cannot be removed"
+                )
             for name in socket.norm_act:
                 setattr(socket.owner, name, nn.Identity())
 
