@@ -159,7 +159,7 @@ def bridge_width(site: Site, reduction: float, reduction_of: Base) -> int:
     return hidden_width(site.width if reduction_of == "refined" else site.widths[0], reduction, "BA")
 
 
-def activation(name: str, key: str) -> nn.Module:
+def activation(name: str, key: str, what: str = "BA") -> nn.Module:
     """timm's activation of a name.
 
     Raises:
@@ -170,5 +170,5 @@ def activation(name: str, key: str) -> nn.Module:
     except (KeyError, AssertionError):
         found = None
     if found is None:
-        raise ValueError(f"BA: {key}={name!r} is no activation of timm; use relu, silu, sigmoid, hard_sigmoid ...")
+        raise ValueError(f"{what}: {key}={name!r} is no activation of timm; use relu, silu, sigmoid, hard_sigmoid ...")
     return found()

@@ -81,6 +81,29 @@ def mobile(key: str, depths: Mapping[tuple[int, int], int]) -> str:
     return f"features.{depth + 1}.{renamed(rest, SEPARABLE if stage == '0' else EXPANDED)}"
 
 
+PLAIN_EXPANDED = {
+    "conv_pw": "conv.0",
+    "bn1": "conv.1",
+    "conv_dw": "conv.3",
+    "bn2": "conv.4",
+    "att": "conv.5",
+    "conv_pwl": "conv.7",
+    "bn3": "conv.8",
+}
+PLAIN_SEPARABLE = {"conv_dw": "conv.0", "bn1": "conv.1", "att": "conv.3", "conv_pw": "conv.4", "bn2": "conv.5"}
+
+
+def plain_mobile(key: str, depths: Mapping[tuple[int, int], int]) -> str:
+    """Of their MobileNetV3 with SE: as `mobile`, but the layers of a block are one sequence."""
+    if not key.startswith("blocks."):
+        return mobile(key, depths)
+    _, stage, block, rest = key.split(".", 3)
+    depth = depths[int(stage), int(block)]
+    if depth == len(depths) - 1:
+        return mobile(key, depths)
+    return f"features.{depth + 1}.{renamed(rest, PLAIN_SEPARABLE if stage == '0' else PLAIN_EXPANDED)}"
+
+
 def efficient(key: str, depths: Mapping[tuple[int, int], int]) -> str:
     """Of BA-EfficientNet: the names of the first PyTorch port."""
     outer = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
@@ -99,6 +122,8 @@ def _resnet(holder: str, names: Mapping[str, str]) -> Callable[[Shapes], Tensors
 
 
 MOBILE: dict[str, Any] = {"sites": "native", "position": "preact", "block.reduction": 6, "block.gate": "hard_sigmoid"}
+PLAIN_MOBILE: dict[str, Any] = {"sites": "native", "position": "expanded", "block.reduction": 4, "block.divisor": 8}
+PLAIN_MOBILE |= {"block.gate": "hard_sigmoid"}
 EFFICIENT: dict[str, Any] = {"sites": "native", "block.reduction": 6, "block.act": "silu"}
 EFFICIENT_DATA = {"test_resize": 224, "test_interpolation": "bicubic"}
 ECA: dict[str, Any] = {"block.kernel_size": [3, 5, 5, 7]}
@@ -114,6 +139,15 @@ ARCHITECTURES: dict[str, Architecture] = {
             "ba",
             partial(tensors, holder="att", names=BA | MOBILE_SE, outer=mobile),
             MOBILE,
+        )
+        for size in ("small", "large")
+    },
+    **{
+        f"mobilenetv3_{size}_banet": Architecture(
+            f"mobilenetv3_{size}_100",
+            "se",
+            partial(tensors, holder="att", names=SE, outer=plain_mobile),
+            PLAIN_MOBILE,
         )
         for size in ("small", "large")
     },
