@@ -154,6 +154,7 @@ class Config:
         resume: auto (continue what is in run_dir), never (refuse if there is something), or the path of a checkpoint.
         force: continue although the config differs from the checkpoint's.
         pretrained: start from timm's weights of the backbone.
+        init: start from the weights of this checkpoint, which must be those of the model (scripts/convert.py makes them).
         device: auto, cpu or cuda.
         channels_last, compile, grad_checkpointing, deterministic: of the computation.
         save_every_steps, save_every_minutes: further checkpoints within an epoch; null is off.
@@ -175,6 +176,7 @@ class Config:
     resume: str = "auto"
     force: bool = False
     pretrained: bool = False
+    init: str | None = None
     device: str = "auto"
     channels_last: bool = False
     compile: bool = False

@@ -45,7 +45,7 @@ FREE = {
 }
 
 
-FREE |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "attention_name"}
+FREE |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "init", "attention_name"}
 
 
 FREE |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}

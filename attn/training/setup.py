@@ -100,6 +100,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, path: Path | None) -> Job 
     model: Any = load.build(cfg, pretrained=cfg.pretrained and found is None)
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
+    if cfg.init is not None and found is None:
+        load.load_weights(model, load.pick_weights(checkpoint.read(cfg.init), None, cfg.init), cfg.init)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
         check_single_image(cfg, model)
     if ranks.world > 1:

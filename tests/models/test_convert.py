@@ -15,16 +15,18 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from commands import call
+from commands import TINY, call, composed
 from parity import LISTINGS, NETWORKS, authors_file, check_listing, converted, fill, listing, theirs
 from safetensors.torch import save_file
 
 import attn
+from attn.distributed import launch
 from attn.errors import UserError
 from attn.models import convert
 from attn.runs import checkpoint
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.convert import Report, config_of, convert_file
+from attn.training.setup import prepare
 
 SMALL = "getheta_mnasnet1_0"
 
@@ -378,3 +380,22 @@ def test_an_se_mobilenetv3_of_the_ba_net_authors_computes_what_its_layers_say(tm
     with torch.no_grad():
         logits = converted("mobilenetv3_small_banet", tmp_path)(images)
     assert ((logits - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4
+
+
+def test_training_begins_with_the_weights_of_a_start(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model("resnet10t")
+    torch.save(source.state_dict(), tmp_path / "in.pth")
+    convert_file("timm", "resnet10t", tmp_path / "in.pth", tmp_path / "out.pt", [*TINY, "attention=se"])
+    cfg = composed(*TINY, "attention=se", "seed=1", f"init={tmp_path / 'out.pt'}", f"run_dir={tmp_path}", "data.workers=0")
+    with launch("cpu", 60) as ranks:
+        job = prepare(cfg, tmp_path, ranks, None)
+        assert job is not None
+        state, start = job.state.model.state_dict(), attn.load(tmp_path / "out.pt").state_dict()
+        assert all(torch.equal(state[key], start[key]) for key in start)
+        other = composed(*TINY, "attention=eca", f"init={tmp_path / 'out.pt'}", f"run_dir={tmp_path}", "data.workers=0")
+        with pytest.raises(BadCheckpoint, match="of another architecture"):
+            prepare(other, tmp_path, ranks, None)
+    assert torch.equal(start["layer1.0.conv1.weight"], source.state_dict()["layer1.0.conv1.weight"])
+    with pytest.raises(UserError, match="pretrained=true"):
+        composed("init=out.pt", "pretrained=true")
