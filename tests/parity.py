@@ -49,10 +49,15 @@ def fill(name: str, shape: tuple[int, ...]) -> Tensor:
 @cache
 def theirs(network: str) -> Tensors:
     """Our keys with the authors' name and shape."""
-    _, architecture = NETWORKS[network]
+    state = outline(network).state_dict()
+    return NETWORKS[network][1].tensors({key: tuple(tensor.shape) for key, tensor in state.items()})
+
+
+@cache
+def outline(network: str) -> nn.Module:
+    """Our network on the meta device."""
     with torch.device("meta"):
-        state = load.build(config_of(architecture, network)).state_dict()
-    return architecture.tensors({key: tuple(tensor.shape) for key, tensor in state.items()})
+        return load.build(config_of(NETWORKS[network][1], network))
 
 
 def dropped(network: str) -> dict[str, tuple[int, ...]]:
@@ -79,9 +84,7 @@ def check_listing(network: str) -> None:
     lines = sorted(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in listing(network).items())
     assert len(lines) == LISTINGS[network]["tensors"]
     assert zlib.crc32("\n".join(lines).encode()) == LISTINGS[network]["crc32"]
-    with torch.device("meta"):
-        model = load.build(config_of(NETWORKS[network][1], network))
-    assert sum(p.numel() for p in model.parameters()) == LISTINGS[network]["params"]
+    assert sum(p.numel() for p in outline(network).parameters()) == LISTINGS[network]["params"]
 
 
 def authors_file(network: str, path: Path, prefix: str = "module.") -> dict[str, Tensor]:
