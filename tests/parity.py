@@ -1,30 +1,35 @@
 """Comparing our networks with the authors' own, without their weights.
 
 `parity.json` holds what the authors' networks compute (eval, float32, 2x3x64x64) for weights that anyone can make again: a
-tensor comes from a generator seeded with the crc32 of its name in their network. The files `*_keys.json` hold the crc32 of the
-listing of names and shapes of their checkpoints ("name shape" lines, sorted).
+tensor comes from a generator seeded with the crc32 of its name in their network. `official_keys.json` holds, per network, the
+crc32 of the listing of names and shapes of their checkpoint ("name shape" lines, sorted).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import attn
+from attn.models import convert
+from attn.models.convert.protocol import Architecture, Tensors
+from attn.runs import load
+from attn.runs.convert import config_of, convert_file
+
 FIXTURES = Path(__file__).parent / "fixtures"
 PARITY: dict[str, dict[str, Any]] = json.loads((FIXTURES / "parity.json").read_text())
-
-Tensors = dict[str, tuple[str, tuple[int, ...]]]  # our key: the authors' name and shape
-
-
-def recorded_keys(name: str) -> dict[str, dict[str, Any]]:
-    """A file of listings: per network its number of tensors, their crc32 and the number of parameters."""
-    return json.loads((FIXTURES / f"{name}_keys.json").read_text())
+LISTINGS: dict[str, dict[str, int]] = json.loads((FIXTURES / "official_keys.json").read_text())
+NETWORKS: dict[str, tuple[str, Architecture]] = {
+    name: (source, network) for source, networks in convert.AUTHORS.items() for name, network in networks.items()
+}
 
 
 def fill(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -41,22 +46,93 @@ def fill(name: str, shape: tuple[int, ...]) -> Tensor:
     return 0.1 * noise if name.endswith(".bias") else 1 + 0.1 * noise
 
 
-def check_listing(model: nn.Module, tensors: Tensors, recorded: dict[str, Any]) -> None:
-    """Names, shapes and sizes are those of the authors' checkpoint; the model may be on the meta device."""
-    lines = sorted(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in tensors.values())
-    assert len(lines) == recorded["tensors"]
-    assert zlib.crc32("\n".join(lines).encode()) == recorded["crc32"]
+@cache
+def theirs(network: str) -> Tensors:
+    """Our keys with the authors' name and shape."""
+    state = outline(network).state_dict()
+    return NETWORKS[network][1].tensors({key: tuple(tensor.shape) for key, tensor in state.items()})
+
+
+@cache
+def outline(network: str) -> nn.Module:
+    """Our network on the meta device."""
+    with torch.device("meta"):
+        return load.build(config_of(NETWORKS[network][1], network))
+
+
+def dropped(network: str) -> dict[str, tuple[int, ...]]:
+    """Tensors of the authors' checkpoint that take no part: the gates of ResNeXt-50, the DCT weights of FcaNet."""
+    blocks = {"ba_resnext50": (3, 4, 6, 3), "fcanet50": (3, 4, 6, 3), "fcanet101": (3, 4, 23, 3)}.get(network, ())
+    found: dict[str, tuple[int, ...]] = {}
+    for i, count in enumerate(blocks):
+        if network == "ba_resnext50":
+            found |= {f"gate{i + 1}.0.weight": (16 << i, 32 << i)}
+            found |= {f"layer{i + 1}.{block}.Gate.0.weight": (16 << i, 32 << i) for block in range(count)}
+        else:
+            side = 56 >> i
+            found |= {f"layer{i + 1}.{b}.att.dct_layer.weight": (256 << i, side, side) for b in range(count)}
+    return found
+
+
+def listing(network: str) -> dict[str, tuple[int, ...]]:
+    """All names and shapes of the authors' checkpoint."""
+    return {**dict(theirs(network).values()), **dropped(network)}
+
+
+def check_listing(network: str) -> None:
+    """Names, shapes and sizes are those of the authors' checkpoint."""
+    lines = sorted(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in listing(network).items())
+    assert len(lines) == LISTINGS[network]["tensors"]
+    assert zlib.crc32("\n".join(lines).encode()) == LISTINGS[network]["crc32"]
+    assert sum(p.numel() for p in outline(network).parameters()) == LISTINGS[network]["params"]
+
+
+def authors_file(network: str, path: Path, prefix: str = "module.") -> dict[str, Tensor]:
+    """Saves a checkpoint as the authors' scripts do; returns its tensors by bare name."""
+    tensors = {name: fill(name, shape) for name, shape in listing(network).items()}
+    state = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    torch.save({"epoch": 100, "arch": network, "state_dict": state}, path)
+    return tensors
+
+
+def converted(network: str, folder: Path, prefix: str = "module.") -> nn.Module:
+    """The model of the authors' checkpoint, converted and loaded as a user does; its tensors are compared with the file's."""
+    theirs_path, ours_path = folder / "model_best.pth.tar", folder / f"{network}.pt"
+    tensors = authors_file(network, theirs_path, prefix)
+    report = convert_file(NETWORKS[network][0], network, theirs_path, ours_path)
+    assert sorted(report.dropped) == sorted(dropped(network))
+    model = attn.load(ours_path)
+    state = model.state_dict()
+    assert len(report.matched) == len(state)
+    for key, (name, _) in theirs(network).items():
+        assert torch.equal(state[key].flatten(), tensors[name].flatten()), key
+    theirs_path.unlink()
+    ours_path.unlink()
+    return model
+
+
+def check_outputs(network: str, folder: Path) -> None:
+    """With the authors' weights, converted, the logits are theirs, to 1e-4 of their norm."""
+    recorded = PARITY[recorded_name(network)]
+    model = converted(network, folder)
     assert sum(p.numel() for p in model.parameters()) == recorded["params"]
-
-
-def check_outputs(model: nn.Module, tensors: Tensors, network: str) -> None:
-    """With the authors' weights the logits are theirs, to 1e-4 of their norm."""
-    assert sum(p.numel() for p in model.parameters()) == PARITY[network]["params"]
-    own = model.eval().state_dict()
-    model.load_state_dict({key: fill(*tensors[key]).reshape(own[key].shape) for key in own})
     with torch.no_grad():
         logits = model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    norm = torch.tensor(PARITY[network]["norm"])
+    norm = torch.tensor(recorded["norm"])
     torch.testing.assert_close(logits.norm(dim=1), norm, rtol=1e-4, atol=0)
-    difference = (logits[:, :12] - torch.tensor(PARITY[network]["logits"])).norm(dim=1)
+    difference = (logits[:, :12] - torch.tensor(recorded["logits"])).norm(dim=1)
     assert (difference / norm).max() < 1e-4
+
+
+def recorded_name(network: str) -> str:
+    """The name in `parity.json`, which has a source beside it instead of an ending."""
+    return re.sub(r"_(bav2repo|dcanet)$", "", network)
+
+
+def recorded(source: str) -> list[str]:
+    """The networks of a source whose outputs are recorded."""
+    return [
+        name
+        for name, (of, _) in NETWORKS.items()
+        if of == source and recorded_name(name) in PARITY and PARITY[recorded_name(name)]["source"] == source
+    ]

@@ -2,10 +2,11 @@
 
 Positions in a block, in the order of its forward pass; `position` selects one:
 
-    preact  between the norm after the depthwise (or last expanding) convolution and its activation: BA-MobileNetV3
-    native  after that activation, where timm has, or would have, squeeze and excitation
-    end     after the last norm of the branch, before drop path and shortcut: DCANet's mobile networks
-    both    native and end: SE- and CBAM-MobileNet of the AW paper
+    preact    between the norm after the depthwise (or last expanding) convolution and its activation: BA-MobileNetV3
+    expanded  preact in the blocks that expand first, native in the others: the MobileNetV3 that BA-Net compares with
+    native    after that activation, where timm has, or would have, squeeze and excitation
+    end       after the last norm of the branch, before drop path and shortcut: DCANet's mobile networks
+    both      native and end: SE- and CBAM-MobileNet of the AW paper
 
 An attention at any position replaces the block's own. At `preact`, if the attention does not use a site, the block's own is moved
 there (BA needs two convolutions, and BA-MobileNetV3 has SE where there is only one).
@@ -23,7 +24,7 @@ from attn.attention import Site
 from attn.backbones.family import Slot, Socket
 from attn.backbones.mobile_blocks import Conv, stride_of
 
-POSITIONS = ("native", "preact", "end", "both")
+POSITIONS = ("native", "preact", "expanded", "end", "both")
 CONVS = ("spatial", "pointwise")
 
 
@@ -67,6 +68,8 @@ def block_places(block: Any, where: str, stride: int, position: dict[str, Any]) 
     first = [*gated, *others][0].module.in_channels
     widths = (first, *(conv.module.out_channels for conv in gated))
     native = not isinstance(block.se, nn.Identity)
+    if where == "expanded":
+        where = "preact" if len(gated) > 1 else "native"
     (before, after), (_, end) = strides(stride, gated)[-1], strides(stride, [*gated, *others])[-1]
     if where == "preact":
         site = Site(widths=widths, native=native, stride=before, **position)

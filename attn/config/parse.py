@@ -201,6 +201,10 @@ def validate(config: Config) -> None:
             f"data.test_resize={data.test_resize} is below data.image_size={data.image_size}: test images would be padded with "
             f"black; set data.test_resize={data.image_size} or more"
         )
+    if config.init is not None and config.pretrained:
+        raise UserError(
+            f"init={config.init}: the weights cannot come from there and from timm too; leave out pretrained=true"
+        )
     if config.resume not in ("auto", "never") and not os.path.isfile(config.resume):
         raise UserError(
             f"resume={config.resume}: must be auto, never or the path of a checkpoint, and there is no such file"

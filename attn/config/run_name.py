@@ -36,7 +36,7 @@ MAY_DIFFER_ON_RESUME = {
 }
 
 
-MAY_DIFFER_ON_RESUME |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "attention_name"}
+MAY_DIFFER_ON_RESUME |= {"save_every_steps", "save_every_minutes", "save_error", "pretrained", "init", "attention_name"}
 
 
 MAY_DIFFER_ON_RESUME |= {"data.root", "data.workers", "data.name", "data.on_error", "schedule.name"}
@@ -44,7 +44,7 @@ MAY_DIFFER_ON_RESUME |= {"data.root", "data.workers", "data.name", "data.on_erro
 
 # A continued run no longer reads `pretrained`, but a run that started from other weights is another run. The rest is already
 # in the folder's name.
-UNNAMED = (MAY_DIFFER_ON_RESUME - {"pretrained"}) | {"seed", "backbone.name"}
+UNNAMED = (MAY_DIFFER_ON_RESUME - {"pretrained", "init"}) | {"seed", "backbone.name"}
 
 
 VARIANT = "${run_variant:}"

@@ -200,7 +200,7 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
         if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, Real) and 0 <= float(value) < 1):
             raise ValueError(f"{key}={value!r} must be a number, 0 or more and below 1")
         counts = value if isinstance(value, (list, tuple)) else [value]
-        if key in DEPTHS and any(isinstance(count, Real) and count > MOST_LAYERS for count in counts):
+        if key in DEPTHS and any(isinstance(count, Real) and float(count) > MOST_LAYERS for count in counts):
             raise ValueError(f"{key}={value!r} must be at most {MOST_LAYERS} each")
     if not timm.is_model(name):
         raise ValueError(groups.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")

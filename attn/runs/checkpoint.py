@@ -43,15 +43,8 @@ def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
     """
     last = run_dir / LAST
     temporary = run_dir / f"{LAST}.tmp"
-    temporary.unlink(missing_ok=True)  # never written to: it could be another name of best.pt by now
     try:
-        with open(temporary, "wb") as file:
-            try:
-                torch.save(dict(content), file)
-            except RuntimeError as error:  # torch's error about its archive may hide the disk's error
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-            file.flush()
-            os.fsync(file.fileno())
+        write(content, temporary)
         if best:
             replace_by_link(temporary, run_dir / BEST)
         if last.exists():
@@ -61,6 +54,22 @@ def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a new file and flushes it to the disk; what was at `path` is unlinked before.
+
+    Raises:
+        OSError: the disk is full or not writable; a part of the file may be there.
+    """
+    path.unlink(missing_ok=True)  # never written to: it could be another name of best.pt by now
+    with open(path, "wb") as file:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:  # torch's own complaint about its archive may hide what the disk said
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -179,6 +179,8 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     model: Any = load.build(cfg, pretrained=cfg.pretrained and fresh)
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
+    if cfg.init is not None and fresh:
+        load.load_weights(model, load.pick_weights(checkpoint.read(cfg.init), None, cfg.init), cfg.init)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
         check_single_image(cfg, model)
     if ranks.world > 1:

@@ -366,7 +366,7 @@ class ConvRecord(Attention):
         (
             "mobilenetv2_035",
             {"block": Record, "position": "middle"},
-            "position='middle'; EfficientNet has native, preact, end, both",
+            "position='middle'; EfficientNet has native, preact, expanded, end, both",
         ),
         ("mobilenetv2_035", {"conv": ConvRecord, "convs": "all"}, "convs='all'; EfficientNet has spatial, pointwise"),
         ("mobilenetv2_035", {"block": Record, "sites": "native"}, "EfficientNet has no attention of its own"),

@@ -31,7 +31,7 @@ def placed(backbone: str, attention: str) -> tuple[nn.Module, list[tuple[str, Si
         "conv": spec.convs or (family.conv_kinds or ("",))[0],
         "stage": "",
     }
-    sockets = [(slot, place) for slot in spec.filled for place in family.places(model, slot, where[slot])]
+    sockets = [(slot, place) for slot in spec.filled for place in family.sockets(model, slot, where[slot])]
     attach(model, family, spec)
     found = []
     for slot, place in sockets:
