@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -65,7 +66,7 @@ def apply(cfg: Config, args: argparse.Namespace) -> None:
             raise UserError(f"--logger {name} needs the package {name}: pip install 'attn[{EXTRAS[name]}]'")
         backend: dict[str, Any] = dict(BACKENDS[name])
         if name == "wandb":  # without a key it would end the run
-            mode = wandb_mode(os.environ.get("WANDB_MODE") or "online")
+            mode = wandb_mode(os.environ.get("WANDB_MODE") or "online", Path(cfg.work_dir))
             backend["init_kwargs"] = {**backend["init_kwargs"], "mode": mode}
         cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, backend]
 

@@ -134,7 +134,7 @@ def those_that_can_run(mutants: Sequence[Mutant]) -> tuple[list[Mutant], list[Mu
     needy = [mutant for mutant in mutants if any(test.startswith("tests/detection/") for test in mutant.tests)]
     try:
         if needy:
-            importlib.import_module("mmcv._ext")
+            importlib.import_module("detection")
     except ImportError:
         return [mutant for mutant in mutants if mutant not in needy], needy
     return list(mutants), []

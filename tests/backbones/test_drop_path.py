@@ -25,6 +25,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "efficientnet_b0": {},
     "mobilenetv3_small_050": {},
     "mobilenetv4_hybrid_medium": {},
+    "vit_tiny_patch16_224": {"img_size": 64, "depth": 3},
+    "pvt_v2_b0": {},
 }
 
 

@@ -74,7 +74,7 @@ def test_the_wheel_trains_and_evaluates_in_another_folder(installed: Path, tmp_p
     assert int(attentions) == len(attn.list_attentions())
 
     run([str(installed / "attn-train"), *TINY, "attention=se", "schedule.batch_size=256"], tmp_path)
-    folder = tmp_path / "runs" / "resnet10t-se-digits" / "seed0"
+    (folder,) = (tmp_path / "runs").glob("resnet10t-se-digits*/seed0")
     (row,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
     run([str(installed / "attn-eval"), f"checkpoint={folder / 'last.pt'}"], tmp_path)
