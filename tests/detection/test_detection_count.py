@@ -37,13 +37,13 @@ CONFIGS = detection_fixtures.CONFIGS
 def test_ba_net_table_5(row: str, params: int, gflops: float) -> None:
     found = count(CONFIGS / "rows" / f"ba_net_{row}.py", size=(800, 1330), wrappers=False)
     assert found.params == params
-    assert round(found.papers / 1e9, 2) == gflops
+    assert round(found.ptflops / 1e9, 2) == gflops
 
 
 def test_the_size_is_the_configs_unless_another_is_given() -> None:
     path = CONFIGS / "ba_net_faster_rcnn.py"
     assert count(path) == count(path, size=(800, 1333))
-    assert round(count(path).papers / 1e9, 2) == 215.82
+    assert round(count(path).ptflops / 1e9, 2) == 215.82
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_size_is_the_configs_unless_another_is_given() -> None:
 )
 def test_operations_are_those_of_mmdetection_2(recipe: str, gflops: float) -> None:
     found = count(CONFIGS / f"{recipe}.py", size=(800, 1280))
-    assert round(found.papers / 1e9, 2) == gflops
+    assert round(found.ptflops / 1e9, 2) == gflops
 
 
 def test_image_size_is_what_the_config_resizes_to() -> None:

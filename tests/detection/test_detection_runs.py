@@ -136,7 +136,7 @@ def test_a_row_is_found_by_what_a_real_run_leaves(tmp_path: Path, digits_options
 
     parser = cli.parser("")
     args = parser.parse_args(["digits_faster_rcnn", "--work-dir", str(tmp_path), "--cfg-options", *digits_options])
-    cli.build_runner(cli.load(args)).train()
+    cli.build_runner(cli.load(args), "train").train()
     (found,) = runs.find(tmp_path)
     assert found.path == tmp_path
     assert list(found.scores) == [1]
