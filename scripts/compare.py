@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from attn import console
+from attn import console, tabulate
 from attn.config import parse
 from attn.config.schema import Config
 from attn.errors import UserError
@@ -186,21 +186,15 @@ def cells(rows: list[Row]) -> list[list[str]]:
     return text
 
 
+NUMBERS = range(3, 8)  # columns that are aligned to the right
+
+
 def as_text(rows: list[Row]) -> str:
-    lines = cells(rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(tabulate.text_lines(cells(rows), NUMBERS))
 
 
 def as_markdown(rows: list[Row]) -> str:
-    header, *lines = cells(rows)
-    rule = ["---", "---", "---", *["---:"] * (len(header) - 3)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+    return "\n".join(tabulate.markdown_lines(cells(rows), NUMBERS))
 
 
 def as_json(rows: list[Row]) -> str:

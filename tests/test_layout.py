@@ -14,6 +14,7 @@ PACKAGE = ROOT / "attn"
 ROOMS = [
     "errors",
     "rng",
+    "tabulate",
     "console",
     "attention",
     "kernels",

@@ -10,6 +10,7 @@ import yaml
 
 from attn.config import groups
 from attn.config.schema import MISSING, Config, Key, keys
+from attn.tabulate import markdown_lines
 
 GROUP_OF = {"train": groups.GROUPS, "eval": ("data",)}  # the groups of each entry point
 
@@ -52,8 +53,8 @@ def markdown() -> str:
         " `python scripts/reference.py`.",
     ]
     for section, entries in _sections(keys(Config)):
-        lines += ["", f"## {section or 'The run'}", "", "| key | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{key.name}` | `{_value(key)}` | {_sentence(key)} |" for key in entries]
+        rows = [(f"`{key.name}`", f"`{_value(key)}`", _sentence(key)) for key in entries]
+        lines += ["", f"## {section or 'The run'}", "", *markdown_lines([("key", "default", "meaning"), *rows])]
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import v2
 
@@ -132,7 +132,12 @@ def most_workers() -> int:
 def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks: Ranks) -> Generator[Batch, None, None]:
     pin = ranks.device.type == "cuda"
     loader = DataLoader(
-        dataset, batch_sampler=_Once(keys), num_workers=worker_count(workers), pin_memory=pin, worker_init_fn=outlive_signals
+        _Caught(dataset),
+        batch_sampler=_Once(keys),
+        num_workers=worker_count(workers),
+        pin_memory=pin,
+        worker_init_fn=outlive_signals,
+        collate_fn=_collate,
     )
     batches = iter(loader)
     try:
@@ -141,10 +146,9 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
                 loaded = next(batches, None)
             if loaded is None:
                 return
+            if isinstance(loaded, UserError):
+                raise loaded
             yield Batch(*loaded)
-    except UserError as error:
-        # From a worker the message comes wrapped in that worker's traceback.
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("attn.errors.UserError: ")) from None
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise UserError(
@@ -155,6 +159,24 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
         # An exception keeps the iterator alive, and its processes would live PATIENCE seconds longer than this one.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
+
+
+class _Caught(Dataset):
+    """The data set, with a `UserError` as the item where there is one: a loader process hands it over as it is."""
+
+    def __init__(self, dataset: Seeded) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int, bool] | UserError:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    """The items as one batch, or the first error among them."""
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
 
 
 class _Once:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from attn.models import flops
 from attn.runs.files import to_json
 from attn.tables.build import choice
 from attn.tables.verdict import Result, decimals, summary
+from attn.tabulate import markdown_row, text_lines
 
 COLUMNS = ("row", "network", "params: printed", "here", "FLOPs: printed", "here", "equal", "printed accuracy", "verdict")
 
@@ -17,11 +18,10 @@ def as_text(results: list[Result]) -> str:
     """For a terminal: a table per table of a paper; below each row its reason and its command."""
     blocks = []
     for title, group in _tables(results):
-        cells = [COLUMNS, *(_cells(result) for result in group)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
-        lines = [title, "  ".join(c.ljust(w) for c, w in zip(COLUMNS, widths, strict=True)).rstrip()]
-        for result, row in zip(group, cells[1:], strict=True):
-            lines.append("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+        header, *rows = text_lines([COLUMNS, *(_cells(result) for result in group)])
+        lines = [title, header]
+        for result, row in zip(group, rows, strict=True):
+            lines.append(row)
             if result.runs:
                 first, *others = result.reached
                 lines += [f"    reached: {first}", *(f"        {line}" for line in others)]
@@ -39,12 +39,12 @@ def as_markdown(results: list[Result]) -> str:
     columns = [*COLUMNS[:-1], *(["reached"] if with_runs else []), "verdict", "command"]
     blocks = []
     for title, group in _tables(results):
-        lines = [f"## {title}", "", _markdown_row(columns), _markdown_row(["---"] * len(columns))]
+        lines = [f"## {title}", "", markdown_row(columns), markdown_row(["---"] * len(columns))]
         for result in group:
             cells = list(_cells(result))
             verdict = cells.pop() + (f": {result.reason}" if result.reason else "")
             command = "" if result.row.build is None else f"`{result.row.build.command()}`"
-            lines.append(_markdown_row([*cells, *(["<br>".join(result.reached)] if with_runs else []), verdict, command]))
+            lines.append(markdown_row([*cells, *(["<br>".join(result.reached)] if with_runs else []), verdict, command]))
         blocks.append("\n".join(lines))
     head = [
         "# The papers' tables",
@@ -111,7 +111,3 @@ def _cells(result: Result) -> tuple[str, ...]:
         ", ".join(scores),
         result.verdict,
     )
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
