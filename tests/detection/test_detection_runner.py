@@ -206,7 +206,9 @@ def test_data_without_an_object_is_refused(scenes: Path, tmp_path: Path) -> None
 def test_mistakes_on_the_command_line_are_one_line(
     arguments: list[str], message: str, tmp_path: Path, in_process: Any
 ) -> None:
-    code, line = in_process(*arguments, "train_dataloader.dataset.data_root=data/absent/", f"work_dir={tmp_path}")
+    # MMEngine keeps its visualizers by the name of the experiment, which else is the second in which it began.
+    options = ["train_dataloader.dataset.data_root=data/absent/", f"work_dir={tmp_path}", f"experiment_name={tmp_path.name}"]
+    code, line = in_process(*arguments, *options)
     assert code == 2
     assert line.startswith("error: ")
     assert message in line

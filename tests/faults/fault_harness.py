@@ -59,6 +59,7 @@ def _context() -> Any:
 def _rank(cfg: Config, rank: int, world: int, port: int, faults: Sequence[Fault], output: str, env: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

@@ -27,6 +27,7 @@ from attn.runs import checkpoint
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.convert import Report, config_of, convert_file
 from attn.training.setup import prepare
+from attn.training.stop_request import StopRequest
 
 SMALL = "getheta_mnasnet1_0"
 
@@ -389,13 +390,13 @@ def test_training_begins_with_the_weights_of_a_start(tmp_path: Path) -> None:
     convert_file("timm", "resnet10t", tmp_path / "in.pth", tmp_path / "out.pt", [*TINY, "attention=se"])
     cfg = composed(*TINY, "attention=se", "seed=1", f"init={tmp_path / 'out.pt'}", f"run_dir={tmp_path}", "data.workers=0")
     with launch("cpu", 60) as ranks:
-        job = prepare(cfg, tmp_path, ranks, None)
-        assert job is not None
-        state, start = job.state.model.state_dict(), attn.load(tmp_path / "out.pt").state_dict()
+        run = prepare(cfg, tmp_path, ranks, StopRequest(), None)
+        assert run is not None
+        state, start = run.state.model.state_dict(), attn.load(tmp_path / "out.pt").state_dict()
         assert all(torch.equal(state[key], start[key]) for key in start)
         other = composed(*TINY, "attention=eca", f"init={tmp_path / 'out.pt'}", f"run_dir={tmp_path}", "data.workers=0")
         with pytest.raises(BadCheckpoint, match="of another architecture"):
-            prepare(other, tmp_path, ranks, None)
+            prepare(other, tmp_path, ranks, StopRequest(), None)
     assert torch.equal(start["layer1.0.conv1.weight"], source.state_dict()["layer1.0.conv1.weight"])
     with pytest.raises(UserError, match="pretrained=true"):
         composed("init=out.pt", "pretrained=true")

@@ -263,7 +263,7 @@ def test_settings_of_the_mapping() -> None:
     [
         ("sse", "unknown attention 'sse': did you mean 'se'"),
         ({"blok": None}, "unknown attention key 'blok': did you mean 'block'"),
-        ({"block": {"_target_": "os.system"}}, "no subclass of attn.attention.Attention"),
+        ({"block": {"_target_": "os.system"}}, "not a subclass of attn.attention.Attention"),
         ({"block": {"_target_": "attn.modules.se.Nothing"}}, "cannot be imported"),
         ({"block": {"_target_": "attn.modules.se.SE", "ratio": 3}}, "its options are: reduction, bias"),
         ({"block": {"_target_": "attn.modules.se.SE", "stages": [5]}}, "no stage 5"),

@@ -484,8 +484,8 @@ def test_chain_leaves_what_no_part_fills() -> None:
     ("chain", "message"),
     [
         ({"parts": []}, "parts=\\[\\] is empty"),
-        ({"parts": [3]}, "no attention"),
-        ({"parts": [{"_target_": "torch.nn.Linear"}]}, "no subclass"),
+        ({"parts": [3]}, "not an attention"),
+        ({"parts": [{"_target_": "torch.nn.Linear"}]}, "not a subclass"),
     ],
 )
 def test_chain_refuses(chain: dict, message: str) -> None:

@@ -619,7 +619,7 @@ OPERATIONS = [
 
 @pytest.mark.parametrize(("name", "options", "printed"), OPERATIONS)
 def test_networks_cost_what_the_authors_code_costs(name, options, printed):
-    assert f"{flops.count(resnet('resnet50', name, dict(options))).papers / 1e9:.2f}" == printed
+    assert f"{flops.count(resnet('resnet50', name, dict(options))).ptflops / 1e9:.2f}" == printed
 
 
 # Stacks of the mobile networks: blocks, output channels, expansion; and the input channels of the first.
@@ -695,7 +695,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda: DCAGC(site(), partial(GC, reduction=4), reduction=4, connection="softmax"), "'softmax' of GC.*form=equations"),
     (lambda: check_options(DCA, {"base": GEThetaMinus, "matching": "3fc"}), "matching='3fc'; choose from 1fc, 2fc"),
     (lambda: DCA(site(), GEThetaMinus, reduction=99), "DCA size matching: reduction=99"),
-    (lambda: DCA(site(), partial(CBAM, reduction=4)), "not CBAM; dca_cbam"),
+    (lambda: DCA(site(), partial(CBAM, reduction=4)), "not CBAM; use dca_cbam"),
     (lambda: DCA(Site((8, 8, 8), 1, 0, 0, 4), partial(BA, reduction=4)), "not BA"),
     (lambda: DCASK(conv_site(), GEThetaMinus), "dca_sk connects SK, not GEThetaMinus"),
     (lambda: check_options(DCASK, {"base": SK, "hand_on": "map"}), "hand_on='map'"),
