@@ -49,16 +49,16 @@ class Figure:
 def find_figures(runs: Iterable[Path], folder: Path | None) -> list[Path]:
     """Pictures of the known kinds beside runs (in the run's folder, or `figures` in it), and all pictures of a folder.
 
-    Of a picture that is there as SVG and PNG, the smaller file. The kind is the name up to a `-`, as in `weights-se.svg`.
+    Of a picture that is there as SVG and PNG, the SVG. The kind is the name up to a `-`, as in `weights-se.svg`.
     """
     found: dict[Path, Path] = {}
     for place in dict.fromkeys((*_places(runs), *([folder] if folder else []))):
         for path in sorted(place.iterdir()) if place.is_dir() else ():
             known = place == folder or path.stem.partition("-")[0] in KINDS
             if path.suffix.lower() in PICTURES and known and path.is_file():
-                other = found.get(path.with_suffix(""))
-                if other is None or path.stat().st_size < other.stat().st_size:
-                    found[path.with_suffix("")] = path
+                stem = path.with_suffix("")
+                if stem not in found or path.suffix.lower() == ".svg":
+                    found[stem] = path
     return list(found.values())
 
 

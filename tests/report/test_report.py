@@ -23,7 +23,7 @@ from attn.report.repeat import command
 from attn.report.runs import find, table
 from attn.tables import load_rows
 
-VOID = {"meta", "link", "input", "img", "br"}
+VOID = {"meta", "link", "input", "img", "wbr"}
 NET = ["backbone=resnet18", "data=digits", "schedule=quick", "data.image_size=32", "data.test_resize=32"]
 
 
