@@ -1,6 +1,7 @@
 """attn: channel attention, trained, measured and compared under one roof.
 
-`attn.create_model("resnet50", "ba")`, `attn.list_backbones()`, `attn.list_attentions()`, `attn.load("runs/.../best.pt")`.
+`attn.create_model("resnet50", "ba")`, `attn.list_backbones()`, `attn.list_attentions()`, `attn.load("runs/.../best.pt")`,
+`attn.predict("runs/.../best.pt", "photos")`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 from attn.config import run_name as _run_name  # noqa: F401  # resolvers that hydra.compose("train") needs
 
 if TYPE_CHECKING:
+    from attn.evaluation.predict import predict as predict
     from attn.models.create import create_model as create_model
     from attn.models.create import list_attentions as list_attentions
     from attn.models.create import list_backbones as list_backbones
     from attn.runs.load import load as load
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "list_attentions", "list_backbones", "load"]
+__all__ = ["create_model", "list_attentions", "list_backbones", "load", "predict"]
 
 _HOMES = {
     "create_model": "attn.models.create",
     "list_attentions": "attn.models.create",
     "list_backbones": "attn.models.create",
     "load": "attn.runs.load",
+    "predict": "attn.evaluation.predict",
 }
 
 

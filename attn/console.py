@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 LOGGER = logging.getLogger("attn")
 
@@ -39,6 +45,12 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line on stderr, at once."""
     LOGGER.warning("%s", text)
+
+
+def bar(items: Iterable[Item], what: str, total: int | None = None, delay: float = 2.0) -> Iterable[Item]:
+    """The items, with a progress bar on the first rank's terminal if they take longer than `delay` seconds."""
+    shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return tqdm(items, what, total, leave=False, delay=delay, disable=not shown)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,9 @@ def table(study: studies.Study, args: argparse.Namespace) -> int:
 
     reached = outcome.read(study, args.runs)
     if not reached:
-        raise UserError(f"{args.runs / study.name}: no finished run; make them by: python scripts/results.py run {study.name}")
+        raise UserError(
+            f"{args.runs / study.name}: no finished run; make them by: python scripts/results.py run {study.name}"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out / f"{study.name}.md", tables.page(study, reached, Path("runs")))
     for method, seeds in reached.items():
@@ -81,10 +83,14 @@ def main(arguments: list[str]) -> int:
     for name, text in (("run", "train what is not finished"), ("table", "write the page of the results")):
         command = commands.add_parser(name, help=text)
         command.add_argument("study", choices=studies.names())
-        command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are (default: runs)")
+        command.add_argument(
+            "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are (default: runs)"
+        )
         if name == "run":
             command.add_argument("--methods", type=lambda text: text.split(","), help="some of the methods, as in none,se")
-            command.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], help="some of the seeds, as in 0,1")
+            command.add_argument(
+                "--seeds", type=lambda text: [int(s) for s in text.split(",")], help="some of the seeds, as in 0,1"
+            )
         else:
             command.add_argument("--out", type=Path, default=ROOT / "docs" / "results", metavar="DIR")
     args = parser.parse_args(arguments)

@@ -33,6 +33,10 @@ class Request:
     output: str | None = key(
         None, "JSON file for the scores; null: eval-NAME.json beside the checkpoint, with what differs from it in the name"
     )
+    per_class: bool = key(False, "also print the accuracy of each class, and save it in the JSON file")
+    predictions: str | None = key(
+        None, "also write the likeliest classes of every image to this CSV file; each image is there once"
+    )
     dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE)
     trust: list[str] = key(
         [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
@@ -58,4 +62,10 @@ class Request:
             raise UserError(
                 f"output={request.output} is a folder; name a file, such as {Path(request.output) / 'scores.json'}"
             )
+        if request.predictions is not None:
+            path = Path(request.predictions).expanduser()
+            if path.is_dir():
+                raise UserError(f"predictions={path} is a folder; name a file, such as {path / 'predictions.csv'}")
+            if not path.parent.is_dir():
+                raise UserError(f"predictions={path}: there is no folder {path.parent}")
         return request

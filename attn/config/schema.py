@@ -216,6 +216,9 @@ class Logger:
 
     csv: bool = key(False, "also write metrics.csv")
     plot: bool = key(False, "also write curves.png")
+    tensorboard: bool = key(
+        False, "mirror epochs and every `log_every`-th step to event files in the run's folder tensorboard"
+    )
     wandb: bool = key(False, "mirror to Weights & Biases; offline unless `wandb_mode` or a key says otherwise")
     wandb_project: str = key("attn", "passed to `wandb.init`")
     wandb_mode: str | None = key(
@@ -276,7 +279,11 @@ class Config:
     )
     max_skipped: int = key(10, "steps that may be skipped in a row before the run stops", limits=POSITIVE)
     dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE, at_most=10_000_000)
-    log_every: int = key(50, "steps between progress lines when there is no terminal", limits=POSITIVE)
+    log_every: int = key(
+        50,
+        "steps between progress lines when there is no terminal, and between two measurements of the speed in steps.jsonl",
+        limits=POSITIVE,
+    )
 
 
 SECTIONS: dict[str, type] = {"Data": Data, "Schedule": Schedule, "Logger": Logger}

@@ -27,12 +27,11 @@ class Arrays(Dataset):
     Args:
         images: uint8 [N, H, W] or [N, H, W, 3].
         labels: int [N].
-        classes: names in the order of their labels; None where they have none.
+        classes: names in the order of the labels.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None) -> None:
-        self.images, self.labels = images, labels
-        self.classes = None if classes is None else list(classes)
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+        self.images, self.labels, self.classes = images, labels, list(classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,6 +114,15 @@ def class_names(dataset: Dataset) -> list[str] | None:
     return getattr(dataset, "classes", None)
 
 
+def image_names(dataset: Dataset) -> list[str] | None:
+    """The files of a data set's images in its order; None where they are no files of their own."""
+    inner = dataset.dataset if isinstance(dataset, CheckedLabels) else dataset
+    if isinstance(inner, ImageDataset):
+        return [inner.filename(index, absolute=True) for index in range(len(inner))]
+    samples = getattr(inner, "samples", None)
+    return [str(path) for path, _ in samples] if isinstance(samples, list) else None
+
+
 def expect_same_classes(first: list[str] | None, second: list[str] | None, what: str) -> None:
     """Checks that a label means the same in two data sets, where both name their classes.
 
@@ -184,7 +192,7 @@ def digits(data: Data, train: bool) -> Dataset:
     bunch = load_digits()
     images = (bunch.images * (255 / 16)).round().astype(np.uint8)
     rows = stratified(bunch.target, every=5, held_out=not train)
-    return Arrays(images[rows], bunch.target[rows])
+    return Arrays(images[rows], bunch.target[rows], [str(name) for name in bunch.target_names])
 
 
 def elpv(data: Data, train: bool) -> Dataset:

@@ -15,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from attn import console
+
 
 def class_folders(root: Path) -> list[str]:
     """Sorted names of the class folders; hidden ones, such as .ipynb_checkpoints, are left out."""
@@ -46,7 +48,7 @@ class Folder(Dataset):
             )
             raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}: {fix}")
         self.samples: list[tuple[str, int]] = []
-        for label, name in enumerate(self.classes):
+        for label, name in enumerate(console.bar(self.classes, f"listing {root}")):
             files = sorted(str(f) for f in (root / name).rglob("*") if is_image_name(f))
             if not files:
                 raise ValueError(f"{root / name}: no image in this class folder (extensions {', '.join(IMG_EXTENSIONS)})")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from attn.data.loader import Seeded, evaluation_batches, to_device
 from attn.distributed import Ranks
-from attn.evaluation.scores import ClassCounts, Scores
+from attn.evaluation.scores import ClassCounts, Outcomes, Scores
 
 
 def autocast(amp: str | None, device: torch.device) -> torch.autocast:
@@ -41,13 +41,18 @@ def evaluate(
     amp: str | None,
     channels_last: bool,
     metrics: Sequence[str] = (),
+    by_class: bool = False,
+    outcomes: bool = False,
 ) -> Scores:
     """Evaluates a model, not wrapped in DDP; all ranks get the scores of the whole set.
 
     Args:
         metrics: further scores, by their names in `ClassCounts.scores`.
+        by_class: also count the images by class.
+        outcomes: also keep what the model says of every image.
     """
-    scores = evaluate_unless(lambda: False, model, dataset, ranks, batch_size, workers, amp, channels_last, metrics)
+    settings = (workers, amp, channels_last, metrics, by_class, outcomes)
+    scores = evaluate_unless(lambda: False, model, dataset, ranks, batch_size, *settings)
     assert scores is not None, "nothing asks it to stop"
     return scores
 
@@ -63,16 +68,19 @@ def evaluate_unless(
     amp: str | None,
     channels_last: bool,
     metrics: Sequence[str] = (),
+    by_class: bool = False,
+    outcomes: bool = False,
 ) -> Scores | None:
     """As `evaluate`; None on all ranks if `stop` became true on one of them before the end."""
     training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=ranks.device)
-    by_class: Tensor | None = None  # [3, K]
+    counted: Tensor | None = None  # [3, K]
+    parts: list[tuple[Tensor, ...]] = []
     batches = evaluation_batches(dataset, batch_size, workers, ranks)
-    parts = -(-len(range(ranks.rank, len(dataset), ranks.world)) // batch_size)
+    number = -(-len(range(ranks.rank, len(dataset), ranks.world)) // batch_size)
     shown = ranks.first and sys.stderr.isatty()
-    for loaded in tqdm(batches, "validation", parts, leave=False, disable=not shown):
+    for loaded in tqdm(batches, "validation", number, leave=False, disable=not shown):
         if stop():
             totals[4] += 1
             break
@@ -81,21 +89,30 @@ def evaluate_unless(
             logits = model(batch.images)
         logits = logits.double()
         first, five = correct(logits, batch.labels)
-        if metrics:
+        if metrics or by_class:
             counts = ClassCounts.of(guesses(logits)[:, 0], batch.labels, logits.shape[1])
             found = torch.stack([counts.labelled, counts.guessed, counts.hit])
-            by_class = found if by_class is None else by_class + found
+            counted = found if counted is None else counted + found
+        if outcomes:
+            best = guesses(logits)
+            chances = logits.softmax(1).gather(1, best)
+            parts.append(tuple(value.cpu() for value in (batch.indices, batch.labels, best, chances)))
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         totals[:4] += torch.stack([torch.full_like(loss, len(batch.labels)), first.double(), five.double(), loss])
     model.train(training)
     count, correct1, correct5, loss_sum, stopped = ranks.sum(totals).tolist()
     if stopped:
         return None
-    more = {}
-    if metrics:
+    more, classes = {}, None
+    if metrics or by_class:
         # A rank without images does not know the number of classes.
-        classes = max(ranks.gather(0 if by_class is None else by_class.shape[1]))
-        own = by_class if by_class is not None else torch.zeros(3, classes, dtype=torch.int64, device=ranks.device)
-        known = ClassCounts(*ranks.sum(own)).scores()
+        size = max(ranks.gather(0 if counted is None else counted.shape[1]))
+        own = counted if counted is not None else torch.zeros(3, size, dtype=torch.int64, device=ranks.device)
+        classes = ClassCounts(*ranks.sum(own).cpu())
+        known = classes.scores()
         more = {name: known[name] for name in metrics}
-    return Scores(int(count), int(correct1), int(correct5), loss_sum / count, more)
+    whole = None
+    if outcomes:
+        mine = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        whole = Outcomes.of([of_rank for of_rank in ranks.gather(mine) if of_rank])
+    return Scores(int(count), int(correct1), int(correct5), loss_sum / count, more, classes if by_class else None, whole)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,19 @@ from attn import console
 from attn.config import parse
 from attn.config.evaluation import Request
 from attn.config.schema import Config, Data
-from attn.data.datasets import class_names, expect_same_classes
+from attn.data.datasets import class_names, expect_same_classes, image_names
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.evaluate import evaluate
-from attn.evaluation.scores import Scores
+from attn.evaluation.scores import ClassCounts, Scores
 from attn.kernels import BUILD
 from attn.models.options import options_of
 from attn.models.spec import locate
 from attn.runs import checkpoint, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import to_json, write_atomically
+from attn.tabulate import text_lines
 
 
 def run(request: Request) -> Scores:
@@ -75,9 +78,13 @@ def run(request: Request) -> Scores:
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
         settings = (cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
-        scores = evaluate(model, data, ranks, size, *settings, metrics=parse.all_metrics(cfg))
+        more = (parse.all_metrics(cfg), request.per_class, request.predictions is not None)
+        scores = evaluate(model, data, ranks, size, *settings, *more)
+        names = names or content.get("classes")
         if ranks.first:
-            _report(output, cfg, path, scores, asked, content.get("step"))
+            if request.predictions is not None:
+                _write_predictions(Path(request.predictions).expanduser(), scores, names, image_names(data.dataset))
+            _report(output, cfg, path, scores, asked, content.get("step"), names)
     return scores
 
 
@@ -169,12 +176,62 @@ def _with_inference(cfg: Config, inference: str) -> Config:
     return replace(cfg, attention=attention)
 
 
-def _report(output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[str, Any], step: int | None) -> None:
+def class_rows(counts: ClassCounts, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """An object per class: name (its number where it has none), images, hits, times it was guessed, and top-1 in percent.
+
+    The top-1 of a class is its recall; None where it has no images.
+    """
+    rows = []
+    numbers = zip(*(values.tolist() for values in (counts.labelled, counts.hit, counts.guessed)), strict=True)
+    for label, (images, hits, guessed) in enumerate(numbers):
+        name = names[label] if names and label < len(names) else str(label)
+        top1 = 100 * hits / images if images else None
+        rows.append({"class": name, "images": images, "correct1": hits, "guessed": guessed, "top1": top1})
+    return rows
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    return [(row["class"], str(row["images"]), "no images" if row["top1"] is None else f"{row['top1']:.2f}") for row in rows]
+
+
+def _write_predictions(path: Path, scores: Scores, names: Sequence[str] | None, images: Sequence[str] | None) -> None:
+    """A line per image: number, file where there is one, label, and the likeliest classes with their probabilities."""
+    found = scores.outcomes
+    assert found is not None
+
+    def called(label: int) -> str:
+        return names[label] if names and label < len(names) else str(label)
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = ["index", "image", "label", "class", "correct"]
+    for place in range(1, found.guesses.shape[1] + 1):
+        header += [f"label{place}", f"class{place}", f"probability{place}"]
+    writer.writerow(header)
+    columns = (found.indices, found.labels, found.guesses, found.probabilities)
+    for index, label, guesses, chances in zip(*(column.tolist() for column in columns), strict=True):
+        line: list[Any] = [index, images[index] if images else "", label, called(label), int(guesses[0] == label)]
+        for guess, chance in zip(guesses, chances, strict=True):
+            line += [guess, called(guess), f"{chance:.6f}"]
+        writer.writerow(line)
+    try:
+        write_atomically(path, text.getvalue())
+    except OSError as error:
+        raise UserError(f"predictions={path} cannot be written: {error.strerror}") from None
+    console.say(f"saved what it says of {len(found.labels)} images in {path}")
+
+
+def _report(
+    output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[str, Any], step: int | None, names: list[str] | None
+) -> None:
     way = f", inference={asked['inference']} over batches of {asked['batch_size']}" if "inference" in asked else ""
     console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {asked['weights']} weights, step {step}{way}")
     console.say(
         f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
     )
+    by_class = [] if scores.classes is None else class_rows(scores.classes, names)
+    for line in text_lines([("class", "images", "top-1"), *_shown(by_class)], right=(1, 2)) if by_class else ():
+        console.say(line)
     if not math.isfinite(scores.loss):
         raise UserError(
             f"checkpoint {path}: the loss is {scores.loss}, because the network's outputs are not finite with "
@@ -182,8 +239,13 @@ def _report(output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[s
         )
     row = {**asked, "step": step, **scores.row()}
     row |= {"images": scores.count, "correct1": scores.correct1, "correct5": scores.correct5}
-    if output.exists() and (before := json.loads(output.read_text()).get("step")) != step:
-        console.say(f"replaces the scores of step {before} in {output}")
+    if by_class:
+        row["classes"] = by_class
+    before = json.loads(output.read_text()) if output.exists() else {}
+    if before and before.get("step") != step:
+        console.say(f"replaces the scores of step {before.get('step')} in {output}")
+    elif "classes" in before:
+        row.setdefault("classes", before["classes"])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, to_json(row, indent=2) + "\n")

@@ -3,6 +3,7 @@
 config.yaml     the composed config of the last start
 metrics.jsonl   one line per epoch: the record of the run
 steps.jsonl     one line per step
+starts.jsonl    one line per process that trained here: command, versions, hardware
 last.pt previous.pt best.pt
 DONE            the run is finished
 lock            host and process that write here

@@ -84,9 +84,7 @@ def difference(ours: Mapping[int, float], baseline: Mapping[int, float], compari
     mean = statistics.fmean(differences)
     if len(seeds) < 2:
         return Difference(mean, None, None, len(seeds))
-    return Difference(
-        mean, paired(differences, LEVEL)[1], paired(differences, LEVEL / max(comparisons, 1))[1], len(seeds)
-    )
+    return Difference(mean, paired(differences, LEVEL)[1], paired(differences, LEVEL / max(comparisons, 1))[1], len(seeds))
 
 
 def spread(values: Sequence[float]) -> float | None:

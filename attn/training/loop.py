@@ -23,7 +23,7 @@ from attn.errors import Preempted
 from attn.evaluation.evaluate import autocast, correct
 from attn.models.auxiliary import extra_loss
 from attn.runs import directory
-from attn.runs.wandb import Wandb
+from attn.runs.mirrors import Mirrors
 from attn.training import optim
 from attn.training.epoch import end_epoch
 from attn.training.progress import Clock, due, progress
@@ -56,7 +56,7 @@ def train(cfg: Config) -> None:
         if run is None:
             return
         request.hold_interrupt()
-        run.mirror = Wandb(cfg, run_dir) if cfg.logger.wandb and ranks.first else None
+        run.mirror = Mirrors(cfg, run_dir) if ranks.first else None
         try:
             fit(run)
             ranks.barrier()
@@ -105,6 +105,8 @@ def fit(run: Run) -> None:
                     console.say(f"step {state.step}/{run.total_steps}  {shown}")
                 if state.step % run.cfg.log_every == 0:
                     run.log.flush()
+                    if run.mirror is not None:
+                        run.mirror.after_steps()
             if stop:
                 raise preempted(run)
             # Saved before the evaluation, which may fail or be killed, too: no training is lost then.
@@ -116,6 +118,7 @@ def fit(run: Run) -> None:
 def train_step(run: Run, batches: Iterator[Batch]) -> bool:
     """One optimizer step: `accumulate` forward and backward passes, one update. Returns whether any rank was asked to stop."""
     cfg, ranks, state, schedule = run.cfg, run.ranks, run.state, run.cfg.schedule
+    began = time.monotonic()
     optim.set_learning_rate(state.optimizer, optim.learning_rate(schedule, state.step, run.data.steps_per_epoch))
     state.optimizer.zero_grad(set_to_none=True)
     state.begin_step()
@@ -163,9 +166,8 @@ def train_step(run: Run, batches: Iterator[Batch]) -> bool:
         mean = float(loss_sum / images)
         epoch = state.step // run.data.steps_per_epoch + 1
         rate = state.optimizer.param_groups[0]["lr"]
-        run.log.add(
-            step=state.step + 1, epoch=epoch, loss=mean, lr=rate, grad_norm=float(norm), skipped=state.skipped_in_row > 0
-        )
+        values = {"loss": mean, "lr": rate, "grad_norm": float(norm), "skipped": state.skipped_in_row > 0}
+        run.log.add(state.step + 1, float(images), time.monotonic() - began, epoch=epoch, **values)
     state.scaler.update()
     state.step += 1
     state.phase = "between"

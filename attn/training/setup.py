@@ -27,7 +27,7 @@ from attn.kernels import BUILD, form_here
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
-from attn.runs import checkpoint, directory, load, metrics, steps
+from attn.runs import checkpoint, directory, load, metrics, starts, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
 from attn.training import optim
@@ -142,12 +142,14 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
     if ranks.first:
         (run_dir / directory.DONE).unlink(missing_ok=True)
         directory.write_config(run_dir, cfg)
+        starts.record_start(run_dir, state.step, ranks)
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         images = f"{len(data.dataset)} images"
         console.say(f"{cfg.backbone['name']} + {cfg.attention_name}: {parameters:.2f} M parameters, {images}")
         if cfg.kernels != "reference":
             console.say(told_of_kernels(cfg, model, ranks.device))
-    return Run(cfg, run_dir, ranks, request, data, val, state, wrap(cfg, ranks, model), mixup, total, StepLog(run_dir))
+    log = StepLog(run_dir, cfg.log_every)
+    return Run(cfg, run_dir, ranks, request, data, val, state, wrap(cfg, ranks, model), mixup, total, log)
 
 
 def check_classes(cfg: Config, data: TrainData, val: Seeded, found: Found | None) -> list[str] | None:
