@@ -25,7 +25,7 @@ ROOMS = [
     "distributed",
     "data",
 ]
-ROOMS += ["runs", "evaluation", "tables", "training", "report", "eval", "train"]
+ROOMS += ["runs", "evaluation", "tables", "training", "report", "studies", "eval", "train"]
 
 
 def imports(path: Path) -> Iterator[str]:
