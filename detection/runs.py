@@ -80,7 +80,7 @@ def find(directory: Path) -> list[Found]:
 
 
 def matching(found: Iterable[Found], row: Row) -> list[Run]:
-    """The runs that trained a row's detector on its data, whatever their recipe; the scores are those of the last evaluation."""
+    """The runs that trained a row's detector on its data, whatever their recipe, with the scores of the last evaluation."""
     if row.build is None or row.build.detector is None:
         return []
     wanted = _row_config(row.build.detector, row.build.options)

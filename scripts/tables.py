@@ -4,8 +4,9 @@
     python scripts/tables.py --format json
     python scripts/tables.py --runs runs
 
-With --runs every printed metric (top-1, top-5; AP, AP50, AP75, AP_S, AP_M, AP_L; VOC mAP, Recall) is shown with mean, median, best
-and standard deviation over the seeds that were run, and how far each is from the printed value. Exits with 1 if a row that should agree with its paper does not.
+With --runs every printed metric (top-1, top-5; AP, AP50, AP75, AP_S, AP_M, AP_L; VOC mAP, Recall) is shown with mean,
+median, best and standard deviation over the seeds that were run, and how far each is from the printed value. Exits with 1 if
+a row that should agree with its paper does not.
 """
 
 from __future__ import annotations

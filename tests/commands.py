@@ -24,12 +24,12 @@ Command = Callable[..., subprocess.CompletedProcess]
 
 
 def patience(seconds: float) -> float:
-    """How long a test waits before it gives up: `seconds` on a quiet machine, times ATTN_TEST_TIMEOUT_SCALE on a busy one."""
+    """How long a test waits before it fails: `seconds` on a quiet machine, times ATTN_TEST_TIMEOUT_SCALE on a busy one."""
     return seconds * float(os.environ.get("ATTN_TEST_TIMEOUT_SCALE", "1"))
 
 
 def composed(*overrides: str) -> Config:
-    """The config of `train.py OVERRIDES`, parsed. Where Hydra would name the attention, the overrides have to, or it is `test`."""
+    """The config of `train.py OVERRIDES`, parsed. `attention_name` is `test` unless the overrides set it."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return parse.parse(compose("train", ["attention_name=test", *overrides]))
 

@@ -67,8 +67,8 @@ def run(request: Request) -> Scores:
         cfg = load.with_kernels_here(cfg)
         if cfg.kernels != trained.kernels and ranks.first:
             console.warn(
-                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal up to "
-                f"rounding; {BUILD} builds it"
+                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal "
+                f"up to rounding; {BUILD} builds it"
             )
         model = load.build(cfg)
         load.load_weights(model, weights, path)
@@ -92,7 +92,7 @@ def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
 
 
 def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], usual: bool) -> Path:
-    """A file beside the checkpoint whose name says what differs from training: data, split, weights, a hash of other settings."""
+    """A file beside the checkpoint, named by what differs from training: data, split, weights, a hash of other settings."""
     parts = ["eval", path.stem]
     parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
     parts += [] if usual else [asked["weights"]]
@@ -116,7 +116,7 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
         known = {key: there[key] for key in asked if key in there}
         known["checkpoint"], known["weights"]
     except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"output={output} is there and is no evaluation: choose another output=, or remove it") from None
+        raise UserError(f"output={output} exists and is no evaluation: choose another output=, or remove it") from None
     beside = (
         Path(known["checkpoint"]).name == Path(asked["checkpoint"]).name
         and output.parent == Path(asked["checkpoint"]).parent
@@ -173,7 +173,8 @@ def _report(output: Path, cfg: Config, path: Path, scores: Scores, asked: dict[s
     way = f", inference={asked['inference']} over batches of {asked['batch_size']}" if "inference" in asked else ""
     console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {asked['weights']} weights, step {step}{way}")
     console.say(
-        f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
+        f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of "
+        f"{cfg.data.name})"
     )
     if not math.isfinite(scores.loss):
         raise UserError(

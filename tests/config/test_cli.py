@@ -88,7 +88,7 @@ def test_the_batch_must_fit_the_ranks(train) -> None:
     result = train("schedule.batch_size=63", ranks=2, ok=False)
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.strip("= ")]
-    for line in (lines[0], lines[-1]):  # the launcher's own report stands between
+    for line in (lines[0], lines[-1]):  # the launcher's own report comes between
         assert "error: schedule.batch_size=63 cannot be shared by 2 ranks" in line
 
 

@@ -77,7 +77,7 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 def python(code: str) -> subprocess.CompletedProcess:
-    """In a process of its own: what stands in `sys.modules` is under test."""
+    """Runs code in a process of its own, because `sys.modules` is under test."""
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience(240)
     )

@@ -92,7 +92,7 @@ class Run:
     ) -> None:
         cfg = compose_config([*base, *overrides], run_dir)
         context, port, self.run_dir = _context(), free_port(), run_dir
-        # Beside the run's folder, which the test may want empty, and which is removed with the test's own.
+        # Beside the run's folder, which a test may need empty; removed with the test's own folder.
         beside = next(folder for folder in run_dir.parents if folder.is_dir())
         outputs = Path(tempfile.mkdtemp(prefix=".output-", dir=beside))
         self.outputs = [outputs / f"rank{rank}.txt" for rank in range(ranks)]
@@ -105,7 +105,7 @@ class Run:
             self.processes.append(process)
 
     def wait(self, timeout: float = 120) -> list[int]:
-        """The exit codes, negative for a signal; no process of the run is left behind."""
+        """The exit codes, negative for a signal; no process of the run is left."""
         end = time.monotonic() + patience(timeout)
         try:
             for process in self.processes:
@@ -126,7 +126,7 @@ class Run:
         os.killpg(int(self.processes[rank].pid or 0), number)
 
     def wait_for(self, text: str, timeout: float = 120) -> None:
-        """Until the output has a text in it."""
+        """Waits until the output contains a string."""
         end = time.monotonic() + patience(timeout)
         while text not in self.text:
             assert time.monotonic() < end, f"no {text!r} after {patience(timeout):g} s:\n{self.text}"
@@ -137,7 +137,7 @@ class Run:
         return "".join(path.read_text() for path in self.outputs if path.exists())
 
     def leftovers(self, timeout: float = 20) -> list[int]:
-        """Processes of the ranks' sessions that still live after a while."""
+        """Processes of the ranks' sessions that are still alive after a while."""
         end = time.monotonic() + patience(timeout)
         sessions = {process.pid for process in self.processes}
         while (left := [pid for pid in _living() if _session(pid) in sessions]) and time.monotonic() < end:
@@ -158,7 +158,7 @@ def _session(pid: int) -> int:
 
 
 def finished(run_dir: Path, *overrides: str, **options: Any) -> Run:
-    """A run to its good end."""
+    """A run that must end well."""
     done = Run(run_dir, *overrides, **options)
     codes = done.wait()
     assert set(codes) == {0}, done.text

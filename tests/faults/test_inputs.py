@@ -37,7 +37,7 @@ from attn.tables.runs import find_runs
 
 # Options of train.py: what the one line must contain. {tmp} is a fresh folder. The exit code is 2.
 TRAIN: dict[str, list[str]] = {
-    # timm takes these apart late, each in another way
+    # timm parses these late, each in another way
     "+backbone.act_layer=silly": ["act_layer='silly'", "KeyError"],
     "+backbone.norm_layer=silly": ["norm_layer='silly'"],
     "+backbone.layers=[1,1,1]": ["resnet10t", "layer4"],
@@ -148,7 +148,7 @@ def test_checking_data(line: str, folder: Path, in_process: Command) -> None:
 
 
 def test_a_pipe_or_a_socket_among_the_images_is_named(tmp_path: Path, in_process: Command) -> None:
-    """A plain open of the one would wait for ever."""
+    """A plain open of a pipe would wait forever."""
     (tmp_path / "class").mkdir()
     os.mkfifo(tmp_path / "class/pipe.png")
     with socket.socket(socket.AF_UNIX) as bound:

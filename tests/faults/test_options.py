@@ -33,7 +33,7 @@ LOOP += ["data.samples=96", "schedule.batch_size=32"]
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_the_result_is_that_of_the_plain_loop(tmp_path: Path, slot: str) -> None:
-    """Checkpointing changes no bit of weights, averaged weights, statistics and metrics, another layout the rounding alone."""
+    """Checkpointing changes no bit of weights, averages, statistics and metrics; another layout only the rounding."""
     options = [*SLOTS[slot], *LOOP, "schedule.epochs=1"]
     finished(tmp_path / "plain", *options, ranks=2)
     finished(tmp_path / "recomputed", *options, "grad_checkpointing=true", ranks=2)
@@ -70,7 +70,7 @@ def test_a_killed_run_continues_with_all_of_them(tmp_path: Path, slot: str) -> N
 def test_compiled_training_on_two_ranks(tmp_path: Path) -> None:
     """DDP, compilation, EMA, the fp16 scaler, recomputed activations, accumulation and channels_last at once.
 
-    They leave no trace in the keys, and what they learned is what eager training learns, but for the rounding of fp16.
+    The checkpoint's keys are the plain ones, and the losses are those of eager training up to the rounding of fp16.
     """
     options = [*SLOTS["ba"], *LOOP, "schedule.amp=fp16", "schedule.epochs=4"]
     finished(tmp_path / "plain", *options, ranks=2)

@@ -1,4 +1,4 @@
-"""What torchrun and SLURM's script make of a run: few tests, for every process imports torch again."""
+"""Runs under torchrun and SLURM's script: few tests, because every process imports torch again."""
 
 from __future__ import annotations
 

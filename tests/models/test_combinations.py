@@ -1,4 +1,4 @@
-"""Options of the computation with every attention: what they leave as it is, module by module."""
+"""Options of the computation with every attention: module by module, what they must not change."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def pairings() -> list[tuple[str, str]]:
     return [(family, name) for family in MINIS for name in attn.list_attentions()]
 
 
-# What makes no sense, and the reason that the error gives.
+# Invalid arguments, and what the error says.
 MOBILE = ("EfficientNet", "MobileNetV3", "CifarEfficientNet")
 GROUPED = (*MOBILE, "RegNet", "ConvNeXt", "ShuffleNetV2")
 REFUSED: dict[tuple[str, str], str] = {

@@ -1,4 +1,4 @@
-"""The main job from end to end, on real digits: train, evaluate, resume, on one rank and on two."""
+"""Whole runs on real digits: train, evaluate, resume, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_sweep_keeps_its_cells_apart(tmp_path: Path) -> None:
 
 
 def test_dreal_trains_its_critic(tmp_path: Path) -> None:
-    """An attention's own objective is part of the loss, also where DDP demands a gradient for every parameter."""
+    """An attention's own objective is part of the loss, also under DDP, which needs a gradient for every parameter."""
     folder = tmp_path / "run"
     result = call(["train.py", *TINY, "attention=dreal", "schedule.batch_size=512", f"run_dir={folder}"], ranks=2)
     assert result.returncode == 0, result.stderr
