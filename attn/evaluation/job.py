@@ -21,7 +21,7 @@ from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 from attn.evaluation.scores import Scores
 from attn.kernels import BUILD
 from attn.models.options import options_of
@@ -74,8 +74,7 @@ def run(request: Request) -> Scores:
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
-        settings = (cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
-        scores = evaluate(model, data, ranks, size, *settings, metrics=parse.all_metrics(cfg))
+        scores = evaluate(model, data, ranks, Settings.of(cfg, size))
         if ranks.first:
             _report(output, cfg, path, scores, asked, content.get("step"))
     return scores

@@ -135,7 +135,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> bool:
         first, five = correct(logits.detach(), batch.labels)
         replaced = batch.replaced.sum().to(ranks.device)
         sums += torch.stack([v.detach().double() for v in (loss.new_tensor(n), loss * n, first, five, replaced)])
-    own_loss = sums[1].clone()
+    _, own_loss, *_ = sums
     images, loss_sum, top1, top5, substituted, stops = ranks.sum(
         torch.cat([sums, sums.new_tensor([run.request.requested()])])
     )

@@ -13,7 +13,7 @@ from fault_injection import signal_in_step
 import attn
 from attn.data.loader import evaluation_data
 from attn.distributed import Ranks
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 from attn.runs import checkpoint, load, metrics
 from attn.runs.fingerprint import fingerprint
 
@@ -88,7 +88,9 @@ def test_compiled_training_on_two_ranks(tmp_path: Path) -> None:
     for kind, prefix in (("model", "val_"), ("ema", "ema_val_")):
         assert list(content[kind]) == list(load.build(cfg).state_dict())
         model = attn.load(tmp_path / "run" / "last.pt", ema=kind == "ema")
-        scores = evaluate(model, evaluation_data(cfg.data), Ranks(0, 1, torch.device("cpu")), 16, 0, "fp16", True)
+        scores = evaluate(
+            model, evaluation_data(cfg.data), Ranks(0, 1, torch.device("cpu")), Settings(16, amp="fp16", channels_last=True)
+        )
         assert scores.loss == pytest.approx(row[f"{prefix}loss"], rel=1e-2)
 
 
