@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import forked
 from hydra import compose, initialize_config_dir
 
 from attn.config import parse
@@ -35,23 +36,37 @@ def composed(*overrides: str) -> Config:
 
 
 def call(
-    arguments: list[str],
+    arguments: Sequence[object],
     ranks: int = 1,
     timeout: float = 300,
-    env: dict[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess:
-    """Runs a script of the repository with the current interpreter, under torchrun if `ranks` is more than 1."""
+    """Runs a script of the repository in a process of its own for each rank, without its imports; see `forked`."""
+    return forked.run([str(a) for a in arguments], ranks, patience(timeout), _environment(env), cwd)
+
+
+def call_fresh(
+    arguments: Sequence[object],
+    ranks: int = 1,
+    timeout: float = 300,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+) -> subprocess.CompletedProcess:
+    """Runs the current interpreter as a user does, under torchrun if `ranks` is more than 1; it imports all that it needs."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(env or {})}
     return subprocess.run(
-        [*launcher, *arguments],
+        [*launcher, *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=patience(timeout),
-        env=environment,
+        env=_environment(env),
         check=False,
     )
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **(env or {})}
