@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["backbone=resnet18", "backbone.name=resnet10t", "data.image_size=32", "data.test_resize=32", "logger=none"]
 # A whole run in seconds, on real digits.
 TINY = ["data=digits", "schedule=quick", *SMALL, "schedule.batch_size=64", "schedule.epochs=1"]
+# The same with a fraction of the channels, where only the run matters.
+NARROW = [*TINY, "+backbone.channels=[16,32,48,64]", "+backbone.stem_width=16"]
 
 Command = Callable[..., subprocess.CompletedProcess]
 
