@@ -24,8 +24,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from attn.models.flops import Count, OperatorCounter, parameters
-
-CONFIGS = Path(__file__).resolve().parent / "configs"
+from detection import cli
 
 
 def count(
@@ -47,8 +46,6 @@ def count(
     Raises:
         ValueError, FileNotFoundError: the config does not exist or does not build.
     """
-    from detection import cli  # which takes CONFIGS from here
-
     cfg = config if isinstance(config, Config) else Config.fromfile(str(cli.find(str(config))))
     cfg.merge_from_dict(dict(options))
     init_default_scope(cfg.get("default_scope", "mmdet"))

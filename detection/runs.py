@@ -15,7 +15,7 @@ from attn.models.defaults import without_defaults
 from attn.tables import Row, Run
 from attn.tables.rows import VOC_AP
 from detection.backbone import plain
-from detection.count import CONFIGS
+from detection.cli import CONFIGS
 
 SCALARS = "vis_data/scalars.json"  # below a folder per start, in the work directory
 # The metrics of `attn.tables.Row.metrics`, as MMDetection's evaluators and detection/metric.py name them.

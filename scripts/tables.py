@@ -28,7 +28,8 @@ def detector_tools(
     """What counts the detector of a row, and what finds its runs below a directory; nothing without MMDetection."""
     try:
         from detection import runs
-        from detection.count import CONFIGS, count
+        from detection.cli import CONFIGS
+        from detection.count import count
     except ImportError:
         return None, None
 

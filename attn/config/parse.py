@@ -12,7 +12,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from attn.config import run_name as _run_name  # noqa: F401  # its resolver
 from attn.config import schema
 from attn.config.groups import unknown
 from attn.config.schema import METRICS, Config, Data, Logger, Schedule

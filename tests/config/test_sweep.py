@@ -94,7 +94,7 @@ def test_other_values_give_other_names(one: object, other: object) -> None:
 def test_a_sweep_over_any_key_has_a_folder_for_each_cell_and_outlives_a_failing_one(tmp_path: Path) -> None:
     settings = [*TINY, "schedule.batch_size=512", "attention=se", "attention.position=null,begin", "schedule.lr=0.1,0.05"]
     root = f"run_dir={tmp_path}/${{attention.position}}${{run_variant:}}"
-    result = call(["train.py", *settings, root, "-m"])
+    result = call(["train.py", *settings, root, f"hydra.sweep.dir={tmp_path}", "-m"])
     assert result.returncode == 2, result.stderr
     assert [line for line in result.stdout.splitlines() if " of 4: " in line] == [
         f"{i} of 4: attention.position={position} schedule.lr={lr}"

@@ -220,7 +220,10 @@ def test_an_attention_from_outside_the_package(tmp_path: Path) -> None:
 
 def test_a_sweep_keeps_its_cells_apart(tmp_path: Path) -> None:
     pattern = f"run_dir={tmp_path}/${{attention_name}}/seed${{seed}}"
-    result = call(["train.py", *NARROW, pattern, "attention=none,se", "seed=0,1", "schedule.batch_size=256", "-m"])
+    elsewhere = [f"hydra.sweep.dir={tmp_path}"]
+    result = call(
+        ["train.py", *NARROW, pattern, "attention=none,se", "seed=0,1", "schedule.batch_size=256", *elsewhere, "-m"]
+    )
     assert result.returncode == 0, result.stderr
     assert sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("DONE")) == [
         "none/seed0", "none/seed1", "se/seed0", "se/seed1",
