@@ -84,6 +84,7 @@ REFUSED: dict[tuple[str, str], str] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), pairings())
 def test_every_pairing_learns(family: str, name: str) -> None:
     if (family, name) in REFUSED:
@@ -140,6 +141,7 @@ def test_what_is_loaded_copied_or_pickled_computes_the_same(family: str, name: s
 COMBINED = {"aw_cbam", "aw_se", "bam_ba2m", "cbam_ba2m", "se_ba2m"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(attn.list_attentions()) - COMBINED))
 def test_every_attention_is_captured_whole(name: str) -> None:
     """torch.compile without graph breaks in training, torch.export in evaluation: equal outputs."""
@@ -163,21 +165,14 @@ def test_inductor_agrees(name: str) -> None:
 
 @pytest.mark.parametrize("name", attn.list_attentions())
 def test_every_attention_trains_under_bf16_and_checkpointing(name: str) -> None:
+    """That checkpointing changes no bit is tested in test_combinations.py."""
     family = next(f for f in MINIS if (f, name) not in REFUSED)
-    grads = []
-    for checkpointing in (False, True):
-        model = build(family, name)
-        model.train()
-        model.set_grad_checkpointing(checkpointing)
-        torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16):
-            x = images(family, 4)
-            logits = model(x)
-            (logits.square().mean() + extra_loss(model, x, torch.tensor([0, 1, 2, 3]), logits)).backward()
-        grads.append([p.grad for p in model.parameters()])
-    for plain, again in zip(*grads, strict=True):
-        assert torch.isfinite(plain).all()
-        torch.testing.assert_close(plain, again)
+    model, x = build(family, name).train(), images(family, 4)
+    model.set_grad_checkpointing(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(x)
+        (logits.square().mean() + extra_loss(model, x, torch.tensor([0, 1, 2, 3]), logits)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("family", MINIS)
