@@ -44,7 +44,9 @@ def call(
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess:
-    """Runs a script of the repository in a process of its own for each rank, without its imports; see `forked`."""
+    """Runs a script in a process of its own for each rank, forked after its imports (see `forked`); `-m` and `-c` start fresh."""
+    if str(arguments[0]).startswith("-"):
+        return call_fresh(arguments, ranks, timeout, env, cwd)
     return forked.run([str(a) for a in arguments], ranks, patience(timeout), _environment(env), cwd)
 
 
@@ -55,7 +57,7 @@ def call_fresh(
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess:
-    """Runs the current interpreter as a user does, under torchrun if `ranks` is more than 1; it imports all that it needs."""
+    """Runs the current interpreter as a user does, under torchrun if `ranks` is more than 1."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]

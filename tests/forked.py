@@ -1,8 +1,8 @@
 """Scripts of the repository as processes of their own, forked from a server that has imported torch, timm and Hydra.
 
-Importing them takes a fresh process about five seconds of CPU time, and a forked one none. Each is like a process that a user
-starts: its own session, output, environment and exit code. Only what is about starting (torchrun, imports, what a wheel
-installs) needs fresh processes.
+Importing them takes a fresh process about five seconds of CPU time, a forked one none. Each is like a process that a user
+starts: its own session, output, environment and exit code. Only what is about starting (torchrun, imports, the wheel) needs
+fresh processes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def launcher_environment(rank: int, world: int, port: int) -> dict[str, str]:
     if world == 1:
         return {}
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in values.items()}
+    return {name: str(value) for name, value in values.items()} | {"TORCHELASTIC_RUN_ID": "forked"}
 
 
 def become_a_users_process(stdout: Path, stderr: Path) -> None:

@@ -27,14 +27,22 @@ SMALL = {
     "stem_width": 16,
 }
 PROPOSALS = 64
+WIDTH = 64
 
 
 def shrink(cfg: Any) -> None:
     cfg.model.backbone.update(SMALL)
+    cfg.model.neck.out_channels = WIDTH
     if "roi_head" not in cfg.model:
+        cfg.model.bbox_head.update(in_channels=WIDTH, feat_channels=WIDTH)
         return
+    cfg.model.rpn_head.update(in_channels=WIDTH, feat_channels=WIDTH)
+    cfg.model.roi_head.bbox_roi_extractor.out_channels = WIDTH
     for head in as_list(cfg.model.roi_head.bbox_head):
-        head.fc_out_channels = 64
+        head.update(in_channels=WIDTH, fc_out_channels=WIDTH)
+    if "mask_head" in cfg.model.roi_head:
+        cfg.model.roi_head.mask_roi_extractor.out_channels = WIDTH
+        cfg.model.roi_head.mask_head.update(in_channels=WIDTH, conv_out_channels=WIDTH)
     cfg.model.train_cfg.rpn_proposal.max_per_img = PROPOSALS
     for stage in as_list(cfg.model.train_cfg.rcnn):
         stage.sampler.num = PROPOSALS
