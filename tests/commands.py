@@ -44,7 +44,7 @@ def call(
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess:
-    """Runs a script in a process of its own for each rank, forked after its imports (see `forked`); `-m` and `-c` start fresh."""
+    """Runs a script in a process of its own for each rank, forked after its imports (`forked`); `-m` and `-c` start fresh."""
     if str(arguments[0]).startswith("-"):
         return call_fresh(arguments, ranks, timeout, env, cwd)
     return forked.run([str(a) for a in arguments], ranks, patience(timeout), _environment(env), cwd)

@@ -54,6 +54,7 @@ def test_every_row_that_does_not_reproduce_says_why_and_every_other_what_it_is()
             assert row.reason or row.note, row.id
 
 
+@pytest.mark.slow
 def test_the_rows_agree_with_what_is_printed(results: dict[str, tables.Result]) -> None:
     """All networks of all tables, on the meta device."""
     assert {key: r.reason for key, r in results.items() if r.verdict == WRONG} == {}
@@ -65,6 +66,7 @@ def test_the_rows_agree_with_what_is_printed(results: dict[str, tables.Result]) 
         assert r.verdict == EQUAL or r.reason, r.row.id
 
 
+@pytest.mark.slow
 def test_parameters_are_exactly_those_of_the_definitions(results: dict[str, tables.Result]) -> None:
     """`measured` comes from the authors' modules, or from independent builds of the definitions."""
     different = {}
@@ -262,6 +264,7 @@ def test_the_rows_of_ba2ms_table_vi_are_comparable() -> None:
     assert rows[5]["stage"] == rows[6]["stage"] == rows[7]["stage"] == rows[8]["stage"]["parts"][1]
 
 
+@pytest.mark.slow
 def test_other_forms_are_built_and_counted(results: dict[str, tables.Result]) -> None:
     for row in FORMS:
         result = results[row.id]
