@@ -19,10 +19,10 @@ quickstart: .venv/.core
 	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits-quick/seed0/best.pt
 
 quick: .venv/.core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' --ignore tests/faults --ignore tests/detection
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' --ignore tests/faults --ignore tests/detection
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/.all
 	$(BIN)/ruff check .

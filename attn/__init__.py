@@ -1,4 +1,4 @@
-"""attn: channel attention, trained, measured and compared under one roof.
+"""attn: channel attention in convolutional networks, trained, measured and compared in one framework.
 
 `attn.create_model("resnet50", "ba")`, `attn.list_backbones()`, `attn.list_attentions()`, `attn.load("runs/.../best.pt")`,
 `attn.predict("runs/.../best.pt", "photos")`.

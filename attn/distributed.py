@@ -157,8 +157,8 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
     address, port = os.environ.get("MASTER_ADDR"), _environment("MASTER_PORT", 0, most=65535)
     if not address or not port:
         raise UserError(
-            f"WORLD_SIZE={world}, but {'MASTER_PORT' if address else 'MASTER_ADDR'} is not set: start ranks by torchrun, or unset "
-            "WORLD_SIZE"
+            f"WORLD_SIZE={world}, but {'MASTER_PORT' if address else 'MASTER_ADDR'} is not set: start ranks by torchrun, or "
+            "unset WORLD_SIZE"
         )
     try:
         with console.told_if_slow(f"the {world} ranks to meet at {address}:{port}"):
@@ -169,8 +169,8 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
             f"rank {rank} of {world} does not find the others at {address}:{port} (MASTER_ADDR, MASTER_PORT): "
             f"{reason(error).partition(' Exception raised')[0]}"
         ) from None
-    # torchrun keeps its store when it restarts the ranks: without a prefix of their own, they would read the keys of the dead
-    # ones. Several nodes do not count restarts in the same way; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
+    # torchrun keeps its store when it restarts the ranks: without a prefix of their own, they would read the keys of the
+    # dead ones. Several nodes do not count restarts in the same way; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else ""
     store = dist.PrefixStore(f"attempt{attempt}/launch{next(_LAUNCHES)}", store)
     backend = "nccl" if where.type == "cuda" else "gloo"
@@ -182,8 +182,9 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
     except RuntimeError as error:
         cause = reason(error).partition(" Exception raised")[0]
         raise UserError(f"rank {rank}: not all of the {world} ranks came within {timeout:g} s: {cause}") from None
-    # DDP's reducer holds the group too. If it freed the group last, gloo's threads would be joined while Python's lock is held,
-    # and one of them may wait for that lock to free a tensor: about 1 run in 50 hung at its very end. So the group is never freed.
+    # DDP's reducer holds the group too. If it freed the group last, gloo's threads would be joined while Python's lock is
+    # held, and one of them may wait for that lock to free a tensor: about 1 run in 50 hung at its very end. So the group is
+    # never freed.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     try:
         yield Ranks(rank, world, where, dist.PrefixStore("attn", store))

@@ -1,9 +1,10 @@
 """Time and memory of one training step beside the plain backbone's: `python scripts/benchmark.py step --threads 2`.
 
-Contenders take turns in one process: the plain backbone, timm's own squeeze-and-excitation where timm has the pair, and every
-attention in its reference and its fused form. Each measurement is a pair, a contender's steps and the plain backbone's next to
-each other in changing order; a pair in which other processes used the machine is dropped. Reported are medians and quartiles of
-the pairs' ratios, of wall time and of the process's own CPU time, and the memory that the forward keeps for the backward.
+Contenders take turns in one process: the plain backbone, timm's own squeeze-and-excitation where timm has the pair, and
+every attention in its reference and its fused form. Each measurement is a pair, a contender's steps and the plain backbone's
+next to each other in changing order; a pair in which other processes used the machine is dropped. Reported are medians and
+quartiles of the pairs' ratios, of wall time and of the process's own CPU time, and the memory that the forward keeps for the
+backward.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def timed(step: Callable[[], Any], steps: int) -> tuple[float, float]:
 
 
 def measure(found: list[Contender], options: argparse.Namespace) -> None:
-    """Fills in the ratios: pairs in turn, until every contender has `options.pairs` pairs, or has tried three times as many."""
+    """Fills in the ratios: pairs in turn, until every contender has `options.pairs`, or has tried three times as many."""
     plain, *others = found
     for contender in found:
         timed(contender.step, 2)

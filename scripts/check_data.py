@@ -1,4 +1,6 @@
-"""Reads every image below a folder as training does, and reports those that cannot be read: `python scripts/check_data.py ROOT`.
+"""Reads every image below a folder as training does, and reports those that cannot be read.
+
+    python scripts/check_data.py ROOT
 
 Only ever reads. Exit code 0: all are readable; 1: some are not; 2: there is nothing to check.
 """

@@ -154,15 +154,15 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if not group:
             return (
-                f"unknown config {name!r}: no {name}.yaml in the folders of configs; --config-dir=FOLDER adds one, --config-path=FOLDER "
-                "takes the place of attn's own"
+                f"unknown config {name!r}: no {name}.yaml in the folders of configs; --config-dir=FOLDER adds one, "
+                "--config-path=FOLDER takes the place of attn's own"
             )
         return groups.unknown(group or "config", name, error.options or [])
     if isinstance(error, OverrideParseException):
         key, _, value = str(error.override).partition("=")
         return (
-            f"cannot read the argument {error.override!r}: write key=value; a value with special characters is quoted twice, as in "
-            f"'{key}=\"{value}\"'"
+            f"cannot read the argument {error.override!r}: write key=value; a value with special characters is quoted "
+            f"twice, as in '{key}=\"{value}\"'"
         )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set, as in {error.full_key}=..."
@@ -183,7 +183,10 @@ def _unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
     lacking = [choice for choice in swept if choice not in having]
     if having and lacking:
         only, lack = (" or ".join(" ".join(choice) for choice in some[:5]) for some in (having, lacking))
-        return f"{key!r} is a key with {only} only, and the sweep has {lack} too: sweep those without it in a command of their own"
+        return (
+            f"{key!r} is a key with {only} only, and the sweep has {lack} too: sweep those without it in a command of their "
+            "own"
+        )
     root = _composed(config_name, [*arguments, *(swept[0] if swept else ())])
     parts = key.split(".")
     path, node = _reached(root, parts)
@@ -248,13 +251,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _is_another_rank() -> bool:
-    """Whether the first rank prints the same line. False if the launcher's environment is wrong: then every rank prints it."""
+    """Whether the first rank prints the same line. No if the launcher's environment is wrong: then every rank prints it."""
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
 
 
 def tell_launcher(line: str) -> None:
-    """Writes the line where torchrun looks for it, so that torchrun's report of the failed ranks, which comes last, ends with it."""
+    """Writes the line where torchrun looks for it, so that torchrun's own report, which comes last, ends with it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         told = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}

@@ -12,7 +12,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from attn.config import run_name as _run_name  # noqa: F401  # its resolver
 from attn.config import schema
 from attn.config.groups import unknown
 from attn.config.schema import METRICS, Config, Data, Logger, Schedule
@@ -54,7 +53,7 @@ def parse(composed: DictConfig) -> Config:
 
 
 def without_partial(node: Any) -> Any:
-    """A mapping without the keys `_partial_: true`, which configs and checkpoints of version 0.1 hold beside each `_target_`."""
+    """A mapping without the keys `_partial_: true`, which configs of version 0.1 hold beside each `_target_`."""
     if isinstance(node, dict):
         return {key: without_partial(value) for key, value in node.items() if key != "_partial_"}
     return [without_partial(item) for item in node] if isinstance(node, list) else node
@@ -105,7 +104,7 @@ def _given(raw: Any, key: str) -> Any:
 
 
 def from_dict(mapping: dict[str, Any]) -> Config:
-    """The config that a checkpoint holds: plain values, of which none is an interpolation; see `parse` for what it raises."""
+    """The config that a checkpoint holds: plain values, no interpolations; see `parse` for what it raises."""
     for key, value in _strings(mapping):
         if "${" in value:
             raise UserError(f"{key}={value}: is an interpolation, which is not resolved in a file: it may only hold values")
@@ -152,7 +151,8 @@ def validate(config: Config) -> None:
         value = lookup(config, entry.name) if entry.read_by else entry.default
         if value != entry.default and data.source not in entry.read_by:
             raise UserError(
-                f"{entry.name}={value}: data.source={data.source} takes none, only {', '.join(entry.read_by)} do; leave the key out"
+                f"{entry.name}={value}: data.source={data.source} takes none, only {', '.join(entry.read_by)} do; leave the "
+                "key out"
             )
     for key in ("run_dir", "data.train_split", "data.val_split"):
         if not lookup(config, key):
@@ -182,8 +182,8 @@ def validate(config: Config) -> None:
         )
     if data.auto_augment is not None and not re.fullmatch(schema.POLICY, data.auto_augment):
         raise UserError(
-            f"data.auto_augment={data.auto_augment}: must be a policy of timm, as in rand-m9-mstd0.5-inc1 (m to 30, n to 16), "
-            "original, originalr, v0, v0r or 3a"
+            f"data.auto_augment={data.auto_augment}: must be a policy of timm, as in rand-m9-mstd0.5-inc1 (m to 30, n to "
+            "16), original, originalr, v0, v0r or 3a"
         )
     if data.crop_scale[1] > 1:
         raise UserError(f"data.crop_scale={list(data.crop_scale)}: must be shares of the image's area, at most 1")
@@ -198,8 +198,8 @@ def validate(config: Config) -> None:
         raise UserError(f"data.std={list(data.std)}: must be on the scale 0 to 1, as in [0.229,0.224,0.225]")
     if data.test_resize < data.image_size:
         raise UserError(
-            f"data.test_resize={data.test_resize} is below data.image_size={data.image_size}: test images would be padded with "
-            f"black; set data.test_resize={data.image_size} or more"
+            f"data.test_resize={data.test_resize} is below data.image_size={data.image_size}: test images would be padded "
+            f"with black; set data.test_resize={data.image_size} or more"
         )
     if config.init is not None and config.pretrained:
         raise UserError(

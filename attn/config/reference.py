@@ -49,8 +49,8 @@ def markdown() -> str:
     lines = [
         "# All keys",
         "",
-        "Every key of `train.py` outside the groups `backbone` and `attention`, whose files in `configs/` explain their own. Made by"
-        " `python scripts/reference.py`.",
+        "Every key of `train.py` outside the groups `backbone` and `attention`, whose files in `configs/` explain their "
+        "own. Made by `python scripts/reference.py`.",
     ]
     for section, entries in _sections(keys(Config)):
         rows = [(f"`{key.name}`", f"`{_value(key)}`", _sentence(key)) for key in entries]

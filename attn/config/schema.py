@@ -27,7 +27,8 @@ A_PLAIN_NAME = "a plain name of letters, digits and . _ + -, because it is part 
 # timm treats an unknown policy as the default, or ignores it.
 POLICY = (
     r"(original|originalr|v0|v0r|3a)(-mstd\d{1,3}(\.\d+)?)?"
-    r"|rand(-m([12]?\d|30)|-n([1-9]|1[0-6])|-mstd\d{1,3}(\.\d+)?|-mmax([1-9]|[12]\d|30)|-inc[01]|-p(0?\.\d+|[01](\.0+)?)|-t(weights|3aw?))*"
+    r"|rand(-m([12]?\d|30)|-n([1-9]|1[0-6])|-mstd\d{1,3}(\.\d+)?|-mmax([1-9]|[12]\d|30)|-inc[01]"
+    r"|-p(0?\.\d+|[01](\.0+)?)|-t(weights|3aw?))*"
 )
 
 
@@ -192,7 +193,8 @@ class Schedule:
     )
     warmup_mode: str = key(
         "inside",
-        "inside: the curve runs over the remaining epochs; overlap: it runs over all epochs and the warm-up replaces its beginning; before: the warm-up comes on top of `schedule.epochs`",
+        "inside: the curve runs over the remaining epochs; overlap: it runs over all epochs and the warm-up replaces its "
+        "beginning; before: the warm-up comes on top of `schedule.epochs`",
         choices=("inside", "overlap", "before"),
     )
     update: str = key("step", "how often the learning rate is updated", choices=("step", "epoch"))
@@ -253,7 +255,8 @@ class Config:
     compile: bool = key(False, "compile the model by `torch.compile`")
     kernels: str = key(
         "reference",
-        "how the end of each ResNet block is computed. reference: module by module; fused: as one CPU operator, which `python -m attn.kernels.build` builds; auto: fused if it is built, else reference",
+        "how the end of each ResNet block is computed. reference: module by module; fused: as one CPU operator, which "
+        "`python -m attn.kernels.build` builds; auto: fused if it is built, else reference",
         choices=("reference", "auto", "fused"),
     )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")

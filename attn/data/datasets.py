@@ -57,7 +57,8 @@ class Fake(Dataset):
 class CheckedLabels(Dataset):
     """A data set of torchvision or timm that returns (image, label); checks that 0 <= label < `num_classes`.
 
-    timm would replace an image that it cannot read by another one, so its reader is asked for the bytes, which are decoded here.
+    timm would replace an image that it cannot read by another one, so its reader is asked for the bytes, which are decoded
+    here.
 
     Attributes:
         classes: names in the order of their labels; None where the data set has none.
@@ -141,7 +142,8 @@ def expect_same_classes(first: list[str] | None, second: list[str] | None, what:
     )
     there = [names[label] if label < len(names) else "absent" for names in (first, second)]
     raise ValueError(
-        f"{what} have other classes, label {label} is {there[0]!r} in one and {there[1]!r} in the other: the labels would not agree"
+        f"{what} have other classes, label {label} is {there[0]!r} in one and {there[1]!r} in the other: the labels would "
+        "not agree"
     )
 
 
@@ -162,8 +164,8 @@ def imagefolder(data: Data, train: bool) -> Dataset:
         missing = sorted(set(class_folders(other)) ^ set(folder.classes))
         if missing:
             raise ValueError(
-                f"{root}: {data.train_split} and {data.val_split} have different classes, {', '.join(missing[:3])} is in only one of them: "
-                "the labels would not agree"
+                f"{root}: {data.train_split} and {data.val_split} have different classes, {', '.join(missing[:3])} is in "
+                "only one of them: the labels would not agree"
             )
     return folder
 
@@ -223,7 +225,7 @@ def from_timm(data: Data, train: bool) -> Dataset:
             dataset = create_dataset(data.dataset, root=root, split=split, is_training=train)
     except Exception as error:  # as many kinds as there are libraries below timm
         if data.root is None and isinstance(error, TypeError):
-            raise ValueError(f"data.dataset={data.dataset} needs data.root, the folder where it lies") from error
+            raise ValueError(f"data.dataset={data.dataset} needs data.root, the folder that holds it") from error
         reason = " ".join(f"{error} {said.getvalue()}".split())
         reason = reason or f"no such data set, or data.root is no folder with {split!r} in it"
         raise ValueError(
@@ -233,8 +235,8 @@ def from_timm(data: Data, train: bool) -> Dataset:
         print(said.getvalue(), end="")
     if not hasattr(dataset, "__getitem__"):
         raise ValueError(
-            f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not be "
-            "resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
+            f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not "
+            "be resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
         )
     checked = CheckedLabels(dataset, data.num_classes)
     if checked.classes:
@@ -256,8 +258,8 @@ def _expect_split_folder(data: Data, split: str) -> None:
     words = next((group for group in SYNONYMS if folder in group), (folder,))
     if not any((root / word).exists() for word in words):
         raise ValueError(
-            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: no folder of that name in it, and "
-            f"timm would take the whole of {data.root} for it; set data.train_split and data.val_split to folders in it"
+            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: no folder of that name in it, "
+            f"and timm would take the whole of {data.root} for it; set data.train_split and data.val_split to folders in it"
         )
 
 
@@ -277,5 +279,6 @@ SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
 def _expect_classes(data: Data, present: int) -> None:
     if data.num_classes != present:
         raise ValueError(
-            f"data.num_classes={data.num_classes}, but data={data.name} has {present} classes: set data.num_classes={present}"
+            f"data.num_classes={data.num_classes}, but data={data.name} has {present} classes: set "
+            f"data.num_classes={present}"
         )

@@ -27,7 +27,7 @@ Key = tuple[int, int]  # epoch, index of the image
 
 
 class Batch(NamedTuple):
-    """Images [N, 3, S, S], labels [N], their indices in the data set [N], and whether each replaces an unreadable one [N]."""
+    """Images [N, 3, S, S], labels [N], indices in the data set [N], and whether each replaces an unreadable image [N]."""
 
     images: Tensor
     labels: Tensor
@@ -38,8 +38,9 @@ class Batch(NamedTuple):
 class Seeded(Dataset):
     """A data set with a transform, whose randomness is a function of (seed, epoch, index).
 
-    The item of the key (epoch, index) is (image [3, S, S], label, index of the image, whether it replaces an unreadable image).
-    With `replace_unreadable` the next readable image takes the place of an unreadable one; without it a UserError names the file.
+    The item of the key (epoch, index) is (image [3, S, S], label, index of the image, whether it replaces an unreadable
+    image). With `replace_unreadable` the next readable image takes the place of an unreadable one; without it a UserError
+    names the file.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class TrainData:
     """The training images, cut into batches.
 
     Attributes:
-        dataset: for the key (epoch, index) it returns (image [3, S, S], label, index of the image, whether that image replaces
-            an unreadable one); see `Seeded`.
+        dataset: for the key (epoch, index) it returns (image [3, S, S], label, index of the image, whether that image
+            replaces an unreadable one); see `Seeded`.
         batch_size: images per step over all ranks and accumulated parts.
         accumulate: parts into which a rank's share of a batch is split.
         seed: seed of the permutations.
@@ -204,8 +205,8 @@ def train_data(data: Data, batch_size: int, accumulate: int, seed: int, ranks: R
     most = most_workers()
     if data.workers is not None and data.workers > most:
         raise ValueError(
-            f"data.workers={data.workers}: more than {most}, {PER_CORE} for each of the processor cores here, would only wait for "
-            "each other; lower it"
+            f"data.workers={data.workers}: more than {most}, {PER_CORE} for each of the processor cores here, would only "
+            "wait for each other; lower it"
         )
     with console.told_if_slow(f"the training images of data={data.name} to be listed"):
         dataset = load_dataset(data, train=True)

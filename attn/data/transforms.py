@@ -32,7 +32,8 @@ def train_transform(data: Data) -> v2.Transform:
             steps.append(make(data.auto_augment, hints))
         except (AssertionError, ValueError) as error:
             raise ValueError(
-                f"data.auto_augment={data.auto_augment}: timm refuses it ({error}); use rand-m9-mstd0.5-inc1, original, v0 ..."
+                f"data.auto_augment={data.auto_augment}: timm refuses it ({error}); "
+                "use rand-m9-mstd0.5-inc1, original, v0 ..."
             ) from None
     if data.color_jitter:
         steps.append(v2.ColorJitter(*3 * (data.color_jitter,)))

@@ -23,7 +23,7 @@ from attn.data.datasets import class_names, expect_same_classes, image_names
 from attn.data.loader import evaluation_data
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 from attn.evaluation.scores import ClassCounts, Scores
 from attn.kernels import BUILD
 from attn.models.options import options_of
@@ -70,16 +70,15 @@ def run(request: Request) -> Scores:
         cfg = load.with_kernels_here(cfg)
         if cfg.kernels != trained.kernels and ranks.first:
             console.warn(
-                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal up to "
-                f"rounding; {BUILD} builds it"
+                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal "
+                f"up to rounding; {BUILD} builds it"
             )
         model = load.build(cfg)
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
-        settings = (cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
-        more = (parse.all_metrics(cfg), request.per_class, request.predictions is not None)
-        scores = evaluate(model, data, ranks, size, *settings, *more)
+        settings = replace(Settings.of(cfg, size), by_class=request.per_class, outcomes=request.predictions is not None)
+        scores = evaluate(model, data, ranks, settings)
         names = names or content.get("classes")
         if ranks.first:
             if request.predictions is not None:
@@ -99,7 +98,7 @@ def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
 
 
 def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], usual: bool) -> Path:
-    """A file beside the checkpoint whose name says what differs from training: data, split, weights, a hash of other settings."""
+    """A file beside the checkpoint, named by what differs from training: data, split, weights, a hash of other settings."""
     parts = ["eval", path.stem]
     parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
     parts += [] if usual else [asked["weights"]]
@@ -123,7 +122,7 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
         known = {key: there[key] for key in asked if key in there}
         known["checkpoint"], known["weights"]
     except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"output={output} is there and is no evaluation: choose another output=, or remove it") from None
+        raise UserError(f"output={output} exists and is no evaluation: choose another output=, or remove it") from None
     beside = (
         Path(known["checkpoint"]).name == Path(asked["checkpoint"]).name
         and output.parent == Path(asked["checkpoint"]).parent
@@ -227,7 +226,8 @@ def _report(
     way = f", inference={asked['inference']} over batches of {asked['batch_size']}" if "inference" in asked else ""
     console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {asked['weights']} weights, step {step}{way}")
     console.say(
-        f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
+        f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of "
+        f"{cfg.data.name})"
     )
     by_class = [] if scores.classes is None else class_rows(scores.classes, names)
     for line in text_lines([("class", "images", "top-1"), *_shown(by_class)], right=(1, 2)) if by_class else ():

@@ -40,17 +40,17 @@ def create_model(
 
     Args:
         backbone: a name of `list_backbones()`, or any timm name of a supported family.
-        attention: a name of `list_attentions()`, a mapping of slots as in `configs/attention/*.yaml`, or None for the network
-            as timm ships it.
+        attention: a name of `list_attentions()`, a mapping of slots as in `configs/attention/*.yaml`, or None for the
+            network as timm ships it.
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which returns a list of feature maps.
         out_indices: which maps `features_only` returns; all by default.
-        kernels: how the ends of ResNets' blocks are computed: `reference`, the modules one by one; `fused`, in two passes over
-            the map (`attn.kernels`) if the gate allows it; `auto`, fused if the kernels are built on this machine.
+        kernels: how the ends of ResNets' blocks are computed: `reference`, the modules one by one; `fused`, in two passes
+            over the map (`attn.kernels`) if the gate allows it; `auto`, fused if the kernels are built on this machine.
             Parameter names and state dicts are the same, results are equal up to rounding.
         timm_kwargs: an option of a named attention by its name, as in `create_model("resnet18", "se", reduction=8)`; the
-            others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
-            are loaded before the attentions are placed.
+            others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...).
+            Weights are loaded before the attentions are placed.
 
     Returns:
         The timm model: without an attention its keys and outputs are timm's, else only the attentions' keys are new.
@@ -112,8 +112,8 @@ def _take_options(
         if len(owners) > 1:
             places = " and ".join(path for _, path, _ in owners)
             raise ValueError(
-                f"attention={attention}: {key}={value!r} is an option of {places}: give a mapping of slots instead of the name, "
-                f"as in configs/attention/{attention}.yaml"
+                f"attention={attention}: {key}={value!r} is an option of {places}: give a mapping of slots instead of the "
+                f"name, as in configs/attention/{attention}.yaml"
             )
         if not owners:
             rest[key] = value
@@ -168,8 +168,8 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
         training: run in training mode, where a norm may need more than one value per channel.
 
     Raises:
-        ValueError: the model cannot take images of this size (Swin has a fixed size; others reduce a small image to nothing), or
-            a single image.
+        ValueError: the model cannot take images of this size (Swin has a fixed size; others reduce a small image to
+            nothing), or a single image.
     """
     before = model.training
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

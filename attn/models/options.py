@@ -40,7 +40,7 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """The defaults of the options of `place`, `build` and the constructor, including base classes that they are passed on to."""
+    """The defaults of the options of `place`, `build` and the constructor, also of base classes that get them."""
     found: dict[str, Any] = {}
     for method in ("place", "build", "__init__"):
         for function in (vars(base)[method] for base in cls.__mro__ if method in vars(base)):

@@ -15,11 +15,11 @@ from attn.modules._layers import VectorBatchNorm, activation
 class BA(Gate):
     """Weights from the pooled outputs of all convolutions of the block, not only of the last (eqs. 6 to 9).
 
-    Each conv output F_i is pooled (eq. 3), squeezed to C/r and batch-normalised; the sum, after ReLU, is expanded to C channel
-    weights: sigmoid(W relu(sum_i BN(W_i gap(F_i)))). The last output is multiplied by them (eq. 9).
+    Each conv output F_i is pooled (eq. 3), squeezed to C/r and batch-normalised; the sum, after ReLU, is expanded to C
+    channel weights: sigmoid(W relu(sum_i BN(W_i gap(F_i)))). The last output is multiplied by them (eq. 9).
 
-    In eq. 10 the sum covers the layer and the q layers before it, which may be in earlier blocks (its lower index is printed as
-    q; the text means n - q). The paper's tables use only the block's own convolutions, `q=None`.
+    In eq. 10 the sum covers the layer and the q layers before it, which may be in earlier blocks (its lower index is printed
+    as q; the text means n - q). The paper's tables use only the block's own convolutions, `q=None`.
 
     The authors' mobile networks have reduction 6; their EfficientNet act `silu`, their MobileNetV3 gate `hard_sigmoid`.
 

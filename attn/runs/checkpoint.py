@@ -35,8 +35,8 @@ class BadCheckpoint(UserError):
 def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
     """Writes `last.pt`, keeps the one before it as `previous.pt`, and with `best` makes it `best.pt` too.
 
-    At every moment each of them is either the old or the new checkpoint, whole: the new one is written beside them, flushed to
-    the disk, and renamed. `last.pt` is renamed last: a run that is killed in between writes the others again.
+    At every moment each of them is either the old or the new checkpoint, whole: the new one is written beside them, flushed
+    to the disk, and renamed. `last.pt` is renamed last: a run that is killed in between writes the others again.
 
     Raises:
         OSError: the disk is full or not writable; the old checkpoints are untouched.
@@ -73,7 +73,7 @@ def write(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint and checks it: the checksums of its parts, that it is only plain data, its keys, and what they hold.
+    """Reads a checkpoint and checks it: the checksums of its parts, that it is only plain data, its keys and values.
 
     Raises:
         BadCheckpoint: the file is missing, damaged, holds code, or is something else.
@@ -143,7 +143,8 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
         return path, content, problems
     if problems:
         raise BadCheckpoint(
-            f"{'; '.join(problems)}; no sound checkpoint is left in {run_dir}: remove them to start again, or use another run_dir"
+            f"{'; '.join(problems)}; no sound checkpoint is left in {run_dir}: remove them to start again, or use another "
+            "run_dir"
         )
     return None
 

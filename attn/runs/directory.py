@@ -82,8 +82,8 @@ def claim(run_dir: Path) -> Iterator[None]:
 def differences(old: Config, new: Config) -> list[str]:
     """Keys whose values differ and change the result, as `key: old -> new`.
 
-    `schedule.epochs` is one of them only if the learning rate of the earlier epochs depends on it. An option of the backbone or
-    the attention that one config lacks counts as its default.
+    `schedule.epochs` is one of them only if the learning rate of the earlier epochs depends on it. An option of the backbone
+    or the attention that one config lacks counts as its default.
     """
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     was, now = (flatten(to_dict(cfg) | without_defaults(cfg.backbone, cfg.attention)) for cfg in (old, new))

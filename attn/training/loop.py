@@ -109,14 +109,14 @@ def fit(run: Run) -> None:
                         run.mirror.after_steps()
             if stop:
                 raise preempted(run)
-            # Saved before the evaluation, which may fail or be killed, too: no training is lost then.
+            # Also saved before the evaluation: if that fails or is killed, no training is lost.
             if ranks.first and (state.step % per_epoch == 0 or due(run.cfg, state.step, saved_at)):
                 save(run)
                 saved_at = time.monotonic()
 
 
 def train_step(run: Run, batches: Iterator[Batch]) -> bool:
-    """One optimizer step: `accumulate` forward and backward passes, one update. Returns whether any rank was asked to stop."""
+    """One optimizer step: `accumulate` forward and backward passes, one update. Returns whether a rank was asked to stop."""
     cfg, ranks, state, schedule = run.cfg, run.ranks, run.state, run.cfg.schedule
     began = time.monotonic()
     optim.set_learning_rate(state.optimizer, optim.learning_rate(schedule, state.step, run.data.steps_per_epoch))
@@ -138,7 +138,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> bool:
         first, five = correct(logits.detach(), batch.labels)
         replaced = batch.replaced.sum().to(ranks.device)
         sums += torch.stack([v.detach().double() for v in (loss.new_tensor(n), loss * n, first, five, replaced)])
-    own_loss = sums[1].clone()
+    _, own_loss, *_ = sums
     images, loss_sum, top1, top5, substituted, stops = ranks.sum(
         torch.cat([sums, sums.new_tensor([run.request.requested()])])
     )

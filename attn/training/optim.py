@@ -28,8 +28,8 @@ def total_steps(schedule: Schedule, steps_per_epoch: int) -> int:
 def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step, from 0.
 
-    During warm-up it grows linearly: lr * (s + 1) / W over W steps, or from `warmup_lr` at the first step. Then it follows the
-    curve: cosine from lr to min_lr, or lr * gamma^k after the k-th milestone.
+    During warm-up it grows linearly: lr * (s + 1) / W over W steps, or from `warmup_lr` at the first step. Then it follows
+    the curve: cosine from lr to min_lr, or lr * gamma^k after the k-th milestone.
     """
     if schedule.update == "epoch":
         step = step // steps_per_epoch * steps_per_epoch

@@ -101,7 +101,8 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Found | None:
     changed = directory.differences(load.load_config(found.content, found.path), cfg)
     if changed and not cfg.force:
         raise UserError(
-            f"{path} was made with another config ({'; '.join(changed)}): use the old values, another run_dir=, or force=true"
+            f"{path} was made with another config ({'; '.join(changed)}): use the old values, another run_dir=, or "
+            "force=true"
         )
     return found
 
@@ -230,7 +231,7 @@ def wrap(cfg: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
 
 
 def is_finished(cfg: Config, found: Mapping[str, Any], total: int, per_epoch: int) -> bool:
-    """Whether nothing is left to do after a checkpoint: all steps are done, or `early_stop` applies, and all is evaluated."""
+    """Whether a checkpoint is the end: all steps are done, or `early_stop` applies, and all is evaluated."""
     evaluated = found["evaluated"] * per_epoch
     if found["step"] >= total:
         return evaluated >= total
@@ -279,8 +280,8 @@ def check_single_image(cfg: Config, model: nn.Module) -> None:
         check_input(model, cfg.data.image_size, training=True)
     except ValueError as error:
         raise ValueError(
-            f"schedule.batch_size={cfg.schedule.batch_size} gives one image to each forward pass (a rank's accumulated part): "
-            f"the model {error}; raise schedule.batch_size, or lower schedule.accumulate or the number of ranks"
+            f"schedule.batch_size={cfg.schedule.batch_size} gives one image to each forward pass (a rank's accumulated "
+            f"part): the model {error}; raise schedule.batch_size, or lower schedule.accumulate or the number of ranks"
         ) from None
 
 
@@ -296,8 +297,8 @@ def build_mixup(cfg: Config, ranks: Ranks) -> Mixup | None:
     parts = ranks.world * schedule.accumulate
     if schedule.batch_size // parts % 2:
         raise ValueError(
-            f"schedule.batch_size={schedule.batch_size} gives {schedule.batch_size // parts} images to each of {ranks.world} ranks "
-            f"x {schedule.accumulate} accumulated parts: mixup and cutmix need an even number"
+            f"schedule.batch_size={schedule.batch_size} gives {schedule.batch_size // parts} images to each of "
+            f"{ranks.world} ranks x {schedule.accumulate} accumulated parts: mixup and cutmix need an even number"
         )
     return Mixup(
         mixup_alpha=schedule.mixup,

@@ -187,6 +187,6 @@ def _expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any],
     )
     if not fits:
         raise checkpoint.BadCheckpoint(
-            f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
-            "continued, not even with force=true: use the old values, or another run_dir="
+            f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot "
+            "be continued, not even with force=true: use the old values, or another run_dir="
         )

@@ -18,7 +18,7 @@ from attn.training.state import Best
 
 
 def save(run: Run, best: bool = False, final: bool = False) -> bool:
-    """Writes the pending steps and metrics, and the checkpoint if all its values are finite; returns whether they were written.
+    """Writes pending steps and metrics, and the checkpoint if all its values are finite; returns whether it could.
 
     Args:
         run: on the first rank.
@@ -86,7 +86,8 @@ def preempted(run: Run) -> Preempted:
     if run.ranks.first:
         save(run, final=True)
     with contextlib.suppress(RuntimeError):
-        run.ranks.barrier()  # torchrun ends the first rank as soon as another one leaves, and that would be before it has saved
+        # torchrun ends the first rank as soon as another one leaves, and that would be before it has saved
+        run.ranks.barrier()
     who = run.request.name or "a signal to another rank"
     kind = Interrupted if run.request.name == "SIGINT" else Preempted
     return kind(f"{who}: saved {run.directory / LAST} at step {run.state.step}; the same command continues")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, TINY, Command, call
+from commands import ROOT, TINY, Command, call_fresh
 from fault_harness import TINY as LOOP
 from fault_harness import Run
 from fault_injection import slow_steps
@@ -37,7 +37,7 @@ from attn.tables.runs import find_runs
 
 # Options of train.py: what the one line must contain. {tmp} is a fresh folder. The exit code is 2.
 TRAIN: dict[str, list[str]] = {
-    # timm takes these apart late, each in another way
+    # timm parses these late, each in another way
     "+backbone.act_layer=silly": ["act_layer='silly'", "KeyError"],
     "+backbone.norm_layer=silly": ["norm_layer='silly'"],
     "+backbone.layers=[1,1,1]": ["resnet10t", "layer4"],
@@ -148,7 +148,7 @@ def test_checking_data(line: str, folder: Path, in_process: Command) -> None:
 
 
 def test_a_pipe_or_a_socket_among_the_images_is_named(tmp_path: Path, in_process: Command) -> None:
-    """A plain open of the one would wait for ever."""
+    """A plain open of a pipe would wait forever."""
     (tmp_path / "class").mkdir()
     os.mkfifo(tmp_path / "class/pipe.png")
     with socket.socket(socket.AF_UNIX) as bound:
@@ -197,10 +197,11 @@ def test_force_cannot_continue_another_optimizer(tmp_path: Path) -> None:
 
 
 def test_torchrun_ends_with_the_error(tmp_path: Path) -> None:
-    result = call(["train.py", *LOOP, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/no/such"], ranks=2)
+    result = call_fresh(["train.py", *LOOP, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/no/such"], ranks=2)
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.strip(" =")]
-    assert "error: data.root=/no/such: no such folder" in lines[-1]
+    for line in (lines[0], lines[-1]):  # the launcher's own report comes between
+        assert "error: data.root=/no/such: no such folder" in line
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Inputs by which results would be lost, replaced or wrong without a word."""
+"""Inputs that would silently lose, replace or falsify results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def change(path: Path, **entries: Any) -> None:
     torch.save(checkpoint.read(path) | entries, path)
 
 
-# What becomes of the first line of two, and whether the file as it was must be kept aside.
+# What happens to the first of two lines, and whether the original file must be kept.
 DAMAGED_LINES = {
     "cut": lambda lines: [lines[0][:20], lines[1]],
     "not text": lambda lines: [b"\xff\xfe" + lines[0][2:], lines[1]],
@@ -431,7 +431,7 @@ def test_timm_replaces_no_image_by_itself(tmp_path: Path, dataset: str, damage: 
         stopped = Run(tmp_path / epoch, base=timm_options(root, dataset))
         assert stopped.wait() == [3], stopped.text
         assert str(bad) in stopped.text.splitlines()[-1]
-        if split == "validation":  # it counts: another one must not stand for it
+        if split == "validation":  # it counts: another image must not replace it
             refused = Run(tmp_path / epoch, "data.on_error=replace", base=timm_options(root, dataset))
             assert refused.wait() == [3]
         else:
@@ -464,7 +464,7 @@ def test_timm_does_not_take_the_root_for_a_split(tmp_path: Path, dataset: str) -
     for train in (True, False):
         with pytest.raises(ValueError, match="timm would take the whole of"):
             load_dataset(cfg.data, train)
-    same = dataclasses.replace(cfg.data, val_split="train")  # said by the user
+    same = dataclasses.replace(cfg.data, val_split="train")  # set by the user
     assert class_names(load_dataset(same, True)) == ["a", "b"]
 
 
