@@ -158,6 +158,8 @@ RESERVED = {
     "in_chans",
     "checkpoint_path",
     "kernels",
+    "device",
+    "dtype",
 }
 
 
