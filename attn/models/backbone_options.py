@@ -38,7 +38,10 @@ NAMED: dict[tuple[type[nn.Module], str], tuple[str, ...]] = {
     (MobileNetV3, "pad_type"): PADDINGS,
 }
 # Lists of which timm ignores what is beyond four stages.
-STAGES: dict[type[nn.Module], tuple[str, ...]] = {ResNet: ("layers", "channels"), ConvNeXt: ("depths", "dims", "kernel_sizes")}
+STAGES: dict[type[nn.Module], tuple[str, ...]] = {
+    ResNet: ("layers", "channels"),
+    ConvNeXt: ("depths", "dims", "kernel_sizes"),
+}
 MAY_BE_ZERO = ("ls_init_value", "init_values")  # numbers whose default is not 0
 DEPTHS = ("layers", "depths", "depth", "block_config", "num_layers", "stage_repeats", "repeats")
 MOST_LAYERS = 2000  # beyond, building takes minutes and all of the memory
@@ -61,7 +64,9 @@ def check_backbone_options(name: str, options: Mapping[str, Any]) -> None:
     kinds, defaults = _signature(network)
     for key, value in given.items():
         line = f"{key}={value!r} must be"
-        kind = kinds.get(key, OTHERS.get(key, type(defaults[key]) if isinstance(defaults.get(key), (bool, int, str)) else Any))
+        kind = kinds.get(
+            key, OTHERS.get(key, type(defaults[key]) if isinstance(defaults.get(key), (bool, int, str)) else Any)
+        )
         if not _fits(value, kind):
             raise ValueError(f"{line} {_described(kind)}")
         named = next((names for (cls, option), names in NAMED.items() if option == key and issubclass(network, cls)), None)
