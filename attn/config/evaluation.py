@@ -53,9 +53,9 @@ class Request:
         parse.check_values(request)
         if not request.checkpoint:
             raise UserError("checkpoint= is empty: name last.pt or best.pt of a run")
-        for key in ("checkpoint", "output"):
-            if getattr(request, key) is not None:
-                parse.expanded(key, getattr(request, key))
+        for name in ("checkpoint", "output"):
+            if getattr(request, name) is not None:
+                parse.expanded(name, getattr(request, name))
         if request.output is not None and Path(request.output).is_dir():
             raise UserError(
                 f"output={request.output} is a folder; name a file, such as {Path(request.output) / 'scores.json'}"

@@ -82,7 +82,17 @@ def run(request: Request) -> Scores:
 
 
 # Keys of the data that only training reads.
-TRAINING = ("interpolation", "crop", "crop_scale", "crop_ratio", "pad", "hflip", "rotate", "color_jitter", "auto_augment")
+TRAINING: tuple[str, ...] = (
+    "interpolation",
+    "crop",
+    "crop_scale",
+    "crop_ratio",
+    "pad",
+    "hflip",
+    "rotate",
+    "color_jitter",
+    "auto_augment",
+)
 TRAINING += ("random_erasing", "workers")
 SCORED = ("source", "dataset", "root", "num_classes", "image_size", "test_resize", "test_interpolation", "mean", "std")
 
