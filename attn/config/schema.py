@@ -24,6 +24,7 @@ NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
 REQUIRED: Any = MISSING
 PLAIN_NAME = r"(?!.{200})[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
 A_PLAIN_NAME = "a plain name of letters, digits and . _ + -, because it is part of a path"
+WANDB_PROJECT = r"[^/\\#?%:]{1,128}"
 # timm treats an unknown policy as the default, or ignores it.
 POLICY = (
     r"(original|originalr|v0|v0r|3a)(-mstd\d{1,3}(\.\d+)?)?"
@@ -103,7 +104,7 @@ class Data:
         choices=("imagefolder", "cifar100", "digits", "elpv", "fake", "timm"),
     )
     dataset: str | None = key(
-        None, "for source=timm, its name there (`hfds/...`, `wds/...`, `tar/...`, `torch/...`)", read_by=("timm",)
+        None, "for source=timm, its name there (`folder`, `tar`, `hfds/...`, `torch/...`)", read_by=("timm",)
     )
     root: str | None = key(None, "directory of the data", read_by=("imagefolder", "cifar100", "timm"))
     train_split: str = key(
@@ -151,7 +152,7 @@ class Data:
     held_out: float = key(
         0.2, "for ELPV: fraction of the images that a random split holds out", limits=INSIDE, read_by=("elpv",)
     )
-    samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000)
+    samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000, read_by=("fake",))
     workers: int | None = key(
         None, "loader processes per rank; null: as many as the rank has processor cores, at most 4", limits=NOT_NEGATIVE
     )
@@ -186,7 +187,7 @@ class Schedule:
     curve: str = key("cosine", "curve of the learning rate after the warm-up", choices=("cosine", "step", "constant"))
     min_lr: float = key(0.0, "learning rate at the end of the cosine", limits=NOT_NEGATIVE)
     milestones: list[int] = key([30, 60, 90], "epochs at which curve=step multiplies the learning rate")
-    gamma: float = key(0.1, "factor of curve=step at each milestone", limits=POSITIVE)
+    gamma: float = key(0.1, "factor of curve=step at each milestone", limits=POSITIVE, at_most=10)
     warmup_epochs: float = key(0.0, "epochs of linear warm-up", limits=NOT_NEGATIVE, at_most=1_000_000)
     warmup_lr: float | None = key(
         None, "learning rate of the first step of the warm-up; null: lr / steps of the warm-up", limits=NOT_NEGATIVE

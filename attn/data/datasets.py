@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ class CheckedLabels(Dataset):
         if isinstance(self.dataset, ImageDataset):
             return f"{self.dataset.filename(index, absolute=True)} (image {index})"
         samples = getattr(self.dataset, "samples", None)
-        return f"{samples[index][0]} (image {index})" if samples else f"image {index} of {type(self.dataset).__name__}"
+        root = getattr(self.dataset, "root", None)
+        where = f"{type(self.dataset).__name__}" + (f" in {root}" if root else "")
+        return f"{samples[index][0]} (image {index})" if samples else f"image {index} of {where}"
 
 
 def _class_names(dataset: Any) -> list[str] | None:
@@ -220,7 +223,7 @@ def from_timm(data: Data, train: bool) -> Dataset:
     _expect_split_folder(data, split)
     said = io.StringIO()
     try:
-        root = None if data.root is None else str(Path(data.root).expanduser())
+        root = None if data.root is None else os.path.expanduser(data.root)
         with contextlib.redirect_stdout(said):
             dataset = create_dataset(data.dataset, root=root, split=split, is_training=train)
     except Exception as error:  # as many kinds as there are libraries below timm
@@ -250,7 +253,7 @@ def _expect_split_folder(data: Data, split: str) -> None:
     Raises:
         ValueError: names the folder that is expected.
     """
-    name, root = str(data.dataset).lower(), Path(data.root or "").expanduser()
+    name, root = str(data.dataset).lower(), Path(os.path.expanduser(data.root or ""))
     by_folder = "/" not in name or name.startswith(("folder/", "torch/image_folder", "torch/folder", "tar/"))
     if data.root is None or not by_folder or not root.is_dir() or data.train_split == data.val_split:
         return

@@ -101,7 +101,7 @@ def read_bytes(path: str, attempts: int = 4) -> bytes:
             if error.errno == errno.ENXIO:
                 raise NotAFile(errno.EINVAL, "it is a socket, no regular file", path) from None
             if attempt == attempts - 1:
-                raise
+                raise OSError(error.errno, error.strerror, path) from error  # a read through a handle names no file
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
 

@@ -140,10 +140,11 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
         worker_init_fn=outlive_signals,
         collate_fn=_collate,
     )
+    watch = console.Watch()
     batches = iter(loader)
     try:
         while True:
-            with console.told_if_slow("the next batch: the data is slow"):
+            with watch.waiting("the next batch: the data is slow"):
                 loaded = next(batches, None)
             if loaded is None:
                 return
@@ -157,6 +158,7 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
             ) from None
         raise
     finally:
+        watch.close()
         # An exception keeps the iterator alive, and its processes would live PATIENCE seconds longer than this one.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attn import console
-from attn.config import parse
+from attn.config import parse, schema
 from attn.config.evaluation import Request
 from attn.config.schema import Config, Data
 from attn.data.datasets import class_names, expect_same_classes, image_names
@@ -40,7 +40,7 @@ def run(request: Request) -> Scores:
     Raises:
         UserError: checkpoint or data are missing or do not fit.
     """
-    path = Path(request.checkpoint).expanduser()
+    path = Path(os.path.expanduser(request.checkpoint))
     content = checkpoint.read(path)
     trained = load.load_config(content, path)
     cfg = _with_data(trained, request.data)
@@ -58,7 +58,7 @@ def run(request: Request) -> Scores:
         if request.inference is not None:  # its softmax is over the batch
             asked |= {"inference": request.inference, "batch_size": size}
         output = (
-            Path(request.output).expanduser()
+            Path(os.path.expanduser(request.output))
             if request.output
             else default_output(path, asked, what(trained.data, path, used), usual)
         )
@@ -87,6 +87,19 @@ def run(request: Request) -> Scores:
     return scores
 
 
+# Keys of the data that only training reads.
+TRAINING: tuple[str, ...] = (
+    "interpolation",
+    "crop",
+    "crop_scale",
+    "crop_ratio",
+    "pad",
+    "hflip",
+    "rotate",
+    "color_jitter",
+    "auto_augment",
+)
+TRAINING += ("random_erasing", "workers")
 SCORED = ("source", "dataset", "root", "num_classes", "image_size", "test_resize", "test_interpolation", "mean", "std")
 
 
@@ -136,10 +149,14 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
 
 def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
     mapping = parse.to_dict(cfg)
-    if overrides.get("source") not in (None, cfg.data.source):  # what was meant for the other source
-        mapping["data"] |= {key: getattr(Data(), key) for key in ("dataset", "root", "train_split", "val_split")}
+    source = overrides.get("source") or cfg.data.source
+    for key in schema.keys(Data):
+        if key.read_by and (source != cfg.data.source or source not in key.read_by):  # what was meant for another source
+            mapping["data"][key.name] = key.default
     mapping["data"] |= {key: value for key, value in overrides.items() if value is not None}
     changed = parse.from_dict(mapping)
+    # An older version may have trained with augmentation that this one refuses; no test image sees it.
+    parse.check_data(replace(changed.data, **{key: getattr(Data(), key) for key in TRAINING if overrides.get(key) is None}))
     if changed.data.num_classes != cfg.data.num_classes:
         raise BadCheckpoint(
             f"data={changed.data.name} has {changed.data.num_classes} classes, the checkpoint was trained on "

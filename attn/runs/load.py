@@ -159,6 +159,8 @@ RESERVED = {
     "in_chans",
     "checkpoint_path",
     "kernels",
+    "device",
+    "dtype",
 }
 
 

@@ -133,7 +133,8 @@ def train_step(run: Run, batches: Iterator[Batch]) -> bool:
                 stack.enter_context(run.net.no_sync())
             with autocast(schedule.amp, ranks.device):
                 loss, logits = forward(run, batch, schedule.label_smoothing)
-            state.scaler.scale(loss / schedule.accumulate).backward()
+            with ranks.waiting("the gradients of the other ranks"):
+                state.scaler.scale(loss / schedule.accumulate).backward()
         n = len(batch.labels)
         first, five = correct(logits.detach(), batch.labels)
         replaced = batch.replaced.sum().to(ranks.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -122,6 +123,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
     mixup = build_mixup(cfg, ranks)
     total = optim.total_steps(schedule, data.steps_per_epoch)
     over = found is not None and is_finished(cfg, found.content, total, data.steps_per_epoch)
+    if found is not None:
+        expect_possible(found, data.steps_per_epoch)
     if over and found is not None and found.path.resolve().parent != run_dir.resolve():
         raise ValueError(
             f"resume={found.path} is finished: its {total // data.steps_per_epoch} epochs are all that schedule.epochs="
@@ -179,7 +182,9 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     schedule = cfg.schedule
     set_determinism(cfg.deterministic)
     rng.seed_everything(cfg.seed, "initialisation")
-    model: Any = load.build(cfg, pretrained=cfg.pretrained and fresh)
+    what = "timm's weights, which may have to be downloaded" if cfg.pretrained and fresh else "the network to be built"
+    with console.told_if_slow(f"{what} ({cfg.backbone['name']})"):
+        model: Any = load.build(cfg, pretrained=cfg.pretrained and fresh)
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
     if cfg.init is not None and fresh:
@@ -228,6 +233,26 @@ def wrap(cfg: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
     if ranks.world == 1:
         return model
     return DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
+
+
+def expect_possible(found: Found, per_epoch: int) -> None:
+    """Checks that a checkpoint's counters are ones that training reaches; else nothing would be trained, or nothing evaluated.
+
+    Raises:
+        BadCheckpoint: more epochs than its own config asks for, or more steps than its epochs have here.
+    """
+    step, evaluated = found.content["step"], found.content["evaluated"]
+    asked = optim.total_epochs(load.load_config(found.content, found.path).schedule)
+    if evaluated > math.ceil(asked):
+        raise checkpoint.BadCheckpoint(
+            f"checkpoint {found.path} is damaged: it has {evaluated} evaluated epochs, and its own schedule.epochs asks for {asked:g}"
+        )
+    if step > (evaluated + 1) * per_epoch:
+        raise checkpoint.BadCheckpoint(
+            f"checkpoint {found.path} is at step {step} after {evaluated} evaluated epochs, which is beyond the next one's end: an epoch "
+            f"has {per_epoch} steps here. It is damaged, or was trained on more images or with another schedule.batch_size: use those, "
+            "or start from its weights by init= and another run_dir="
+        )
 
 
 def is_finished(cfg: Config, found: Mapping[str, Any], total: int, per_epoch: int) -> bool:

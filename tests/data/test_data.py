@@ -211,7 +211,7 @@ def test_cifar100_as_torchvision_stores_it(tmp_path: Path, monkeypatch: pytest.M
 
 def test_timm_sources(tmp_path: Path) -> None:
     write_folder(tmp_path, {"train": 2, "validation": 1})
-    data = Data(name="timm", source="timm", dataset="folder/x", root=str(tmp_path), num_classes=2, val_split="validation")
+    data = Data(name="timm", source="timm", dataset="folder/", root=str(tmp_path), num_classes=2, val_split="validation")
     assert (len(load_dataset(data, True)), len(load_dataset(data, False))) == (4, 2)
     with pytest.raises(ValueError, match="timm cannot open"):
         load_dataset(Data(source="timm", dataset="torch/nothing", root=str(tmp_path)), True)

@@ -170,7 +170,7 @@ def test_evaluation_by_class_and_image_on_two_ranks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     data = evaluation_data(composed("attention=se", *SMALL).data)
     settings = Settings(8, by_class=True, outcomes=True)
-        alone = evaluate(attn.load(checked), data, Ranks(0, 1, torch.device("cpu")), settings)
+    alone = evaluate(attn.load(checked), data, Ranks(0, 1, torch.device("cpu")), settings)
     rows = list(csv.DictReader(out.open()))
     assert [int(row["index"]) for row in rows] == list(range(len(data)))
     assert [int(row["label"]) for row in rows] == [data.dataset[i][1] for i in range(len(data))]
