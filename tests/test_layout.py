@@ -22,6 +22,7 @@ ROOMS = [
     "backbones",
     "config",
     "models",
+    "timm",
     "distributed",
     "data",
 ]

@@ -30,9 +30,9 @@ from attn.models.unused import ignore_unused
 from attn.runs import checkpoint, directory, load, metrics, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
-from attn.training import optim
+from attn.training import optim, optimizers
 from attn.training.run import Run
-from attn.training.state import Best, State
+from attn.training.state import Best, State, another_optimizer
 from attn.training.stop_request import StopRequest
 from attn.training.stopping import finish
 
@@ -115,6 +115,7 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
     if found is not None:
         checkpoint.expect_resumable(found.content, str(found.path))
     schedule = cfg.schedule
+    optimizers.check(schedule)
     data = train_data(cfg.data, schedule.batch_size, schedule.accumulate, cfg.seed, ranks)
     val = evaluation_data(cfg.data)
     classes = check_classes(cfg, data, val, found)
@@ -210,6 +211,8 @@ def continue_from(found: Found, state: State, cfg: Config, run_dir: Path, ranks:
     Raises:
         BadCheckpoint: it is of another architecture or optimizer.
     """
+    if load.load_config(found.content, found.path).schedule.optimizer != cfg.schedule.optimizer:  # with force=true
+        raise another_optimizer(found.path)
     state.load_state_dict(found.content, str(found.path))
     if state.best.monitor != cfg.monitor:  # with force=true: scores of two kinds cannot be compared
         state.best = Best(monitor=cfg.monitor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from attn.config.parse import to_dict
 from attn.config.schema import Config
 from attn.runs import checkpoint, load
+
+COUNTERS = {"step"}  # which some optimizers add to their groups at the first step
 
 
 @dataclass
@@ -183,10 +186,15 @@ def _expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any],
         raise checkpoint.BadCheckpoint(f"checkpoint {path}: its optimizer has no param_groups")
     shapes = [[len(group["params"]) for group in own.param_groups], [len(group.get("params", ())) for group in groups]]
     fits = shapes[0] == shapes[1] and all(
-        set(group) == set(old) for group, old in zip(own.param_groups, groups, strict=True)
+        set(old) - COUNTERS == set(group) - COUNTERS for group, old in zip(own.param_groups, groups, strict=True)
     )
     if not fits:
-        raise checkpoint.BadCheckpoint(
-            f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
-            "continued, not even with force=true: use the old values, or another run_dir="
-        )
+        raise another_optimizer(path)
+
+
+def another_optimizer(path: str | Path) -> checkpoint.BadCheckpoint:
+    """The error for a state that the optimizer of this config cannot take."""
+    return checkpoint.BadCheckpoint(
+        f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
+        "continued, not even with force=true: use the old values, or another run_dir="
+    )
