@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import timm
@@ -57,9 +57,8 @@ def register(backbone: str, attention: str) -> str:
             f"timm has a network named {name}: build the pairing by attn.create_model({backbone!r}, {attention!r})"
         )
     cfg = get_pretrained_cfg(backbone) or PretrainedCfg()
-    default_cfgs[name] = DefaultCfg(
-        deque([""]), cfgs={"": replace(cfg, **dict.fromkeys([*WEIGHTS, *OF_WEIGHTS, "architecture"]))}
-    )
+    images = {key: value for key, value in asdict(cfg).items() if key not in (*WEIGHTS, *OF_WEIGHTS, "architecture")}
+    default_cfgs[name] = DefaultCfg(deque([""]), cfgs={"": PretrainedCfg(**images)})
     globals()[name] = register_model(_entrypoint(name, backbone, attention))
     return name
 
