@@ -33,7 +33,8 @@ def mobile(shapes: Shapes, staged: bool, ends: Mapping[str, str]) -> Tensors:
     found: Tensors = {}
     for key, shape in shapes.items():
         if not key.startswith("blocks."):
-            found[key] = (renamed(key, ends), tuple(shape))
+            name = renamed(key, ends)
+            found[key] = (name, tuple(shape[:2] if name == "classifier.0.weight" else shape))  # linear there, 1x1 here
             continue
         _, stage, block, rest = key.split(".", 3)
         depth = depths[int(stage), int(block)]
@@ -64,7 +65,7 @@ def by_rules(shapes: Shapes, rules: Rules) -> Tensors:
             name, changed = re.subn(rf"^{pattern}", replacement, key)
             if changed:
                 break
-        found[key] = (name, tuple(shape))
+        found[key] = (name, (*shape, 1, 1) if name.endswith("layer_scale") else tuple(shape))
     return found
 
 
@@ -154,7 +155,8 @@ EFFICIENT: dict[str, tuple[int, int]] = {
 }
 CONVNEXTS = {"tiny": 236, "small": 230, "base": 232, "large": 232}
 SWINS = {"t": ("tiny", 232), "s": ("small", 246), "b": ("base", 238)}
-REGNETS = {"400mf": "004", "800mf": "008", "1_6gf": "016", "3_2gf": "032", "8gf": "080", "16gf": "160", "32gf": "320"}
+# Its 800mf and 8gf have other widths than timm's regnety_008 and regnety_080.
+REGNETS = {"400mf": "004", "1_6gf": "016", "3_2gf": "032", "16gf": "160", "32gf": "320"}
 
 ARCHITECTURES: dict[str, Architecture] = {
     **{name: _plain(name) for name in (f"resnet{n}" for n in (18, 34, 50, 101, 152))},
