@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from attn.models.create import list_attentions as list_attentions
     from attn.models.create import list_backbones as list_backbones
     from attn.runs.load import load as load
+    from attn.runs.pretrained import push_to_hub as push_to_hub
+    from attn.runs.pretrained import save_pretrained as save_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "list_attentions", "list_backbones", "load", "predict"]
+__all__ = ["create_model", "list_attentions", "list_backbones", "load", "predict", "push_to_hub", "save_pretrained"]
 
 _HOMES = {
     "create_model": "attn.models.create",
@@ -27,6 +29,8 @@ _HOMES = {
     "list_backbones": "attn.models.create",
     "load": "attn.runs.load",
     "predict": "attn.evaluation.predict",
+    "push_to_hub": "attn.runs.pretrained",
+    "save_pretrained": "attn.runs.pretrained",
 }
 
 

@@ -23,6 +23,7 @@ ROOMS = [
     "backbones",
     "config",
     "models",
+    "timm",
     "distributed",
     "data",
 ]

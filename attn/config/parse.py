@@ -25,6 +25,7 @@ _EXPECTED = {
     "list[float]": "a list of numbers, as in [0.5,0.9]",
     "list[int]": "a list of integers, as in [30,60]",
     "list[str]": "a list of names, as in [norm,bias]",
+    "dict[str, Any]": "a mapping",
 }
 
 
@@ -215,6 +216,15 @@ def validate(config: Config) -> None:
         raise UserError(f"schedule.warmup_lr={schedule.warmup_lr:g} is above schedule.lr={schedule.lr:g}")
     if schedule.nesterov and schedule.optimizer == "sgd" and not schedule.momentum:
         raise UserError("schedule.nesterov=true needs schedule.momentum above 0")
+    if schedule.optimizer not in schema.OWN_OPTIMIZERS:
+        for owner, names in schema.OWN_OPTIMIZERS.items():
+            for name in names:
+                value, default = getattr(schedule, name), getattr(Schedule(), name)
+                if value != default:
+                    raise UserError(
+                        f"schedule.{name}={_shown(value)} is of {owner}, and schedule.optimizer={schedule.optimizer} does not read it: "
+                        f"leave it at {_shown(default)}; the optimizer's own options are schedule.optimizer_options"
+                    )
     if any(milestone < 1 for milestone in schedule.milestones):
         raise UserError(f"schedule.milestones={list(schedule.milestones)}: must be epochs, 1 or more")
     if list(schedule.milestones) != sorted(set(schedule.milestones)):
@@ -237,6 +247,11 @@ def validate(config: Config) -> None:
         raise UserError(
             f"resume={config.resume}: must be auto, never or the path of a checkpoint, and there is no such file"
         )
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
 def _check_network(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -20,6 +21,8 @@ LIMITS: dict[str, Callable[[float], bool]] = {
 }
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 METRICS = ("balanced_accuracy", "macro_f1", "mcc")
+# The optimizers that read keys of the schedule beside the rates; all others take theirs from `schedule.optimizer_options`.
+OWN_OPTIMIZERS: dict[str, tuple[str, ...]] = {"sgd": ("momentum", "nesterov"), "adamw": ("betas",)}
 NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
 REQUIRED: Any = MISSING
 PLAIN_NAME = r"(?!.{200})[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
@@ -62,8 +65,8 @@ def key(
         "plain": plain,
         "read_by": read_by,
     }
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -175,7 +178,15 @@ class Schedule:
     accumulate: int = key(
         1, "gradient accumulation: parts into which each rank splits its share of a batch", limits=POSITIVE, at_most=100_000
     )
-    optimizer: str = key("sgd", "the optimizer", choices=("sgd", "adamw"))
+    optimizer: str = key(
+        "sgd",
+        "sgd, adamw, or a name of timm.optim such as lamb, lion, adopt, muon or kron; a wrong one lists them all",
+        plain=True,
+    )
+    optimizer_options: dict[str, Any] = key(
+        {},
+        "further options of the optimizer, by the names of its class's arguments, as in `+schedule.optimizer_options.trust_clip=true`",
+    )
     lr: float = key(0.1, "peak learning rate, for the whole batch; it is never rescaled", limits=POSITIVE, at_most=1000)
     momentum: float = key(0.9, "momentum of SGD", limits=BELOW_ONE)
     nesterov: bool = key(False, "Nesterov momentum of SGD")

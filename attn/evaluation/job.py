@@ -28,9 +28,10 @@ from attn.evaluation.scores import ClassCounts, Scores
 from attn.kernels import BUILD
 from attn.models.options import options_of
 from attn.models.spec import locate
-from attn.runs import checkpoint, load
+from attn.runs import load, pretrained
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import to_json, write_atomically
+from attn.runs.pretrained import HUB
 from attn.tabulate import text_lines
 
 
@@ -41,7 +42,8 @@ def run(request: Request) -> Scores:
         UserError: checkpoint or data are missing or do not fit.
     """
     path = Path(os.path.expanduser(request.checkpoint))
-    content = checkpoint.read(path)
+    beside = Path(str(path).removeprefix(HUB).replace("/", "-")) if str(path).startswith(HUB) else path
+    content = pretrained.read(path)
     trained = load.load_config(content, path)
     cfg = _with_data(trained, request.data)
     cfg = load.trusted(cfg, request.trust, f"checkpoint {path}")
@@ -60,7 +62,7 @@ def run(request: Request) -> Scores:
         output = (
             Path(os.path.expanduser(request.output))
             if request.output
-            else default_output(path, asked, what(trained.data, path, used), usual)
+            else default_output(beside, asked, what(trained.data, path, used), usual)
         )
         expect_free(output, asked)
         with as_user_errors():

@@ -87,12 +87,28 @@ def create_model(
             raise
         raise ValueError(f"{label}: the options ({given}) make another kind of network: {reason(error)}") from error
     if features_only:
-        maps = len(model.feature_info)
-        chosen = tuple(range(maps)) if out_indices is None else out_indices
-        if not (isinstance(chosen, (tuple, list)) and chosen and all(i in range(-maps, maps) for i in chosen)):
-            raise ValueError(f"{label}: out_indices={out_indices!r} must be some of 0 to {maps - 1}, as in (1, 2)")
-        return FeatureGetterNet(model, out_indices=chosen)
+        try:
+            return feature_maps(model, out_indices)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
     return model
+
+
+def feature_maps(model: Any, out_indices: tuple[int, ...] | None = None) -> FeatureGetterNet:
+    """A model that returns the list of its feature maps.
+
+    Args:
+        model: of `create_model`.
+        out_indices: which maps; all by default.
+
+    Raises:
+        ValueError: there is no such map.
+    """
+    maps = len(model.feature_info)
+    chosen = tuple(range(maps)) if out_indices is None else out_indices
+    if not (isinstance(chosen, (tuple, list)) and chosen and all(i in range(-maps, maps) for i in chosen)):
+        raise ValueError(f"out_indices={out_indices!r} must be some of 0 to {maps - 1}, as in (1, 2)")
+    return FeatureGetterNet(model, out_indices=chosen)
 
 
 def _take_options(

@@ -164,6 +164,9 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(node, Mapping):
         for key, child in node.items():
             yield from _tensors(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _tensors(child, f"{name}.{index}")
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from attn.config.schema import Schedule
+from attn.training import optimizers
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -51,7 +52,11 @@ def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
 
 
 def build_optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over two groups: with and without weight decay, by `schedule.no_decay`."""
+    """The optimizer over two groups: with and without weight decay, by `schedule.no_decay`.
+
+    Raises:
+        ValueError: as `attn.training.optimizers.check`.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter, exempt in classify(model, set(schedule.no_decay)):
@@ -59,10 +64,7 @@ def build_optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimiz
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}]
     if free:
         groups.append({"params": free, "weight_decay": 0.0})
-    if schedule.optimizer == "adamw":
-        beta1, beta2 = schedule.betas
-        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(beta1, beta2))
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+    return optimizers.build(schedule, groups)
 
 
 def classify(model: nn.Module, no_decay: set[str]) -> Iterator[tuple[nn.Parameter, bool]]:

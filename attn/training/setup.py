@@ -28,12 +28,12 @@ from attn.kernels import BUILD, form_here
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
-from attn.runs import checkpoint, directory, load, metrics, starts, steps
+from attn.runs import checkpoint, directory, load, metrics, pretrained, starts, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
-from attn.training import optim
+from attn.training import optim, optimizers
 from attn.training.run import Run
-from attn.training.state import Best, State
+from attn.training.state import Best, State, another_optimizer
 from attn.training.stop_request import StopRequest
 from attn.training.stopping import finish
 
@@ -117,6 +117,7 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
     if found is not None:
         checkpoint.expect_resumable(found.content, str(found.path))
     schedule = cfg.schedule
+    optimizers.check(schedule)
     data = train_data(cfg.data, schedule.batch_size, schedule.accumulate, cfg.seed, ranks)
     val = evaluation_data(cfg.data)
     classes = check_classes(cfg, data, val, found)
@@ -188,7 +189,7 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
     if cfg.init is not None and fresh:
-        load.load_weights(model, load.pick_weights(checkpoint.read(cfg.init), None, cfg.init), cfg.init)
+        load.load_weights(model, load.pick_weights(pretrained.read(cfg.init), None, cfg.init), cfg.init)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
         check_single_image(cfg, model)
     if ranks.world > 1:
@@ -218,6 +219,8 @@ def continue_from(found: Found, state: State, cfg: Config, run_dir: Path, ranks:
     Raises:
         BadCheckpoint: it is of another architecture or optimizer.
     """
+    if load.load_config(found.content, found.path).schedule.optimizer != cfg.schedule.optimizer:  # with force=true
+        raise another_optimizer(found.path)
     state.load_state_dict(found.content, str(found.path))
     if state.best.monitor != cfg.monitor:  # with force=true: scores of two kinds cannot be compared
         state.best = Best(monitor=cfg.monitor)

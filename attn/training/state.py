@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from attn.config.parse import to_dict
 from attn.config.schema import Config
 from attn.runs import checkpoint, load
+
+COUNTERS = {"step"}  # which some optimizers add to their groups at the first step
 
 
 @dataclass
@@ -195,15 +198,12 @@ def expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], 
         raise checkpoint.BadCheckpoint(f"checkpoint {path}: its optimizer has no param_groups")
     shapes = [[len(group["params"]) for group in own.param_groups], [len(group.get("params", ())) for group in groups]]
     fits = shapes[0] == shapes[1] and all(
-        set(group) == set(old) for group, old in zip(own.param_groups, groups, strict=True)
+        set(old) - COUNTERS == set(group) - COUNTERS for group, old in zip(own.param_groups, groups, strict=True)
     )
-    kept = KEPT[type(own)]
-    fits = fits and all(set(entries) <= kept for entries in saved["state"].values())
+    kept = KEPT.get(type(own))
+    fits = fits and (kept is None or all(set(entries) <= kept for entries in saved["state"].values()))
     if not fits:
-        raise checkpoint.BadCheckpoint(
-            f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot "
-            "be continued, not even with force=true: use the old values, or another run_dir="
-        )
+        raise another_optimizer(path)
     parameters = [p for group in own.param_groups for p in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     by_number = dict(zip(numbers, parameters, strict=True))
@@ -216,25 +216,35 @@ def expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], 
             )
 
 
+# What the optimizers of torch keep of a parameter; those of timm keep what they like, in shapes of their own.
 KEPT: dict[type, set[str]] = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
 
 
-def _wrong_entry(parameter: Tensor | None, entries: Mapping[str, Any], kept: set[str]) -> str | None:
-    """What is wrong with what an optimizer keeps of a parameter, or None."""
+def _wrong_entry(parameter: Tensor | None, entries: Mapping[str, Any], kept: set[str] | None) -> str | None:
+    """What is wrong with what an optimizer keeps of a parameter, or None; without `kept`, only whether it is finite."""
     if parameter is None:
         return "is of no parameter"
-    if entries and set(entries) != kept:
+    if kept is not None and entries and set(entries) != kept:
         return f"lacks {', '.join(sorted(kept - set(entries)))}"
     for name, value in entries.items():
         if name == "step":
             number = float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan
             if not (math.isfinite(number) and number >= 0):
                 return "has a step that is no number, 0 or more"
-        elif value is not None:
+            continue
+        if value is not None and kept is not None:
             if not isinstance(value, Tensor) or value.layout != torch.strided or value.shape != parameter.shape:
                 return f"has {name} of another shape than {tuple(parameter.shape)}"
             if value.dtype != parameter.dtype:
                 return f"has {name} of type {value.dtype}, not {parameter.dtype}"
-            if not bool(torch.isfinite(value).all()):
-                return f"has {name} that is not finite (NaN or infinity)"
+        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+            return f"has {name} that is not finite (NaN or infinity)"
     return None
+
+
+def another_optimizer(path: str | Path) -> checkpoint.BadCheckpoint:
+    """The error for a state that the optimizer of this config cannot take."""
+    return checkpoint.BadCheckpoint(
+        f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
+        "continued, not even with force=true: use the old values, or another run_dir="
+    )
