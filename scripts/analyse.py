@@ -6,6 +6,7 @@ shows them all.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from attn.config import analysis, command_line
@@ -17,7 +18,8 @@ def main() -> int:
     asks = [a for a in arguments if a in ("-h", "--help")]
     if asks or not arguments:
         kind = next((a for a in arguments if a in analysis.KINDS), None)
-        print(analysis.help_text(kind))
+        with contextlib.suppress(BrokenPipeError):  # the reader may have seen enough, as in `| head`
+            print(analysis.help_text(kind), flush=True)
         return 0 if asks else UserError.exit_code
     with command_line.one_line_errors():
         kind, options = analysis.read(arguments)

@@ -76,12 +76,13 @@ def measure(
         gradients = torch.autograd.grad(score, list(tensors.values()), allow_unused=True)
     maps, size = [], (images.shape[2], images.shape[3])
     for (place, activation), gradient in zip(tensors.items(), gradients, strict=True):
-        if gradient is None or not bool(gradient.any()):
+        slope = None if gradient is None else as_map(gradient, model, size)
+        if slope is None or not bool(slope.any()):
             raise UserError(
-                f"{name}: at={place} the score has no gradient: what comes after reads nothing there (a classifier that reads the class "
-                "token alone does not see the last block's other tokens); choose an earlier block"
+                f"{name}: the score has no gradient at the {place}: what comes after reads nothing of it (as a classifier does that reads "
+                "the class token alone, or a branch whose last norm has the weight 0); choose another place with at="
             )
-        maps.append(cam(as_map(activation.detach(), model, size), as_map(gradient, model, size), size))
+        maps.append(cam(as_map(activation.detach(), model, size), slope, size))
     probability = seen.logits.detach().softmax(1).gather(1, chosen[:, None])[:, 0]
     stacked = torch.stack(maps).cpu().numpy()
     return Heat(name, list(tensors), stacked, chosen.cpu().numpy(), probability.cpu().numpy())

@@ -77,7 +77,7 @@ def choose_classes(wanted: Sequence[str], names: Sequence[str] | None, count: in
             label = int(name)
         else:
             raise UserError(f"classes: {unknown('class', name, known if count <= 30 else [*known[:10], '...'])}")
-        chosen[label] = PAPER_CLASSES.get(known[label], known[label])
+        chosen[label] = PAPER_CLASSES.get(known[label], known[label]) if names else f"class {label}"
     return chosen
 
 

@@ -119,7 +119,7 @@ def importance(
     """
     x = np.concatenate(bridged, 1)
     y = principal(weights)
-    forest = RandomForestRegressor(trees, random_state=seed, n_jobs=-1).fit(x, y)
+    forest = RandomForestRegressor(trees, random_state=seed, n_jobs=-1).fit(x, y[:, 0] if y.shape[1] == 1 else y)
     ends = np.cumsum([layer.shape[1] for layer in bridged])
     sums = np.array([part.sum() for part in np.split(forest.feature_importances_, ends[:-1])])
     left = ((y - forest.predict(x).reshape(y.shape)) ** 2).sum()

@@ -89,9 +89,9 @@ def measure(
 
 @style.styled
 def draw(found: Sequence[ChannelWeights]) -> Figure:
-    """A row per network, a column per stage, a curve per class; the variances stand in each panel."""
+    """A row per network, a column per stage, a curve per class; the range of their variances is in the title."""
     columns = max(len(f.blocks) for f in found)
-    figure, axes = style.panels(len(found), columns, height=2.0, sharey=True)
+    figure, axes = style.panels(len(found), columns, height=2.2, sharey=True)
     for row, one in zip(axes, found, strict=True):
         style.hide_rest(row, len(one.blocks))
         for column, (panel, block, mean) in enumerate(zip(row, one.blocks, one.mean, strict=False)):
@@ -100,17 +100,8 @@ def draw(found: Sequence[ChannelWeights]) -> Figure:
                 panel.plot(
                     curve, color=style.colour(number), linestyle=style.dash(number), linewidth=0.8, alpha=0.8, label=label
                 )
-            panel.set_title(f"{one.name}, block {block}")
             spread = one.variance[:, column]
-            panel.text(
-                0.98,
-                0.03,
-                f"variance {spread.min():.1e} to {spread.max():.1e}",
-                transform=panel.transAxes,
-                ha="right",
-                fontsize=7,
-                bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
-            )
+            panel.set_title(f"{one.name}, block {block}\nvariance {spread.min():.1e} to {spread.max():.1e}")
             panel.margins(x=0)
         row[0].set_ylabel("mean weight")
     for panel in axes[-1]:
