@@ -93,8 +93,8 @@ def refusals(trained: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[s
     ba, dca = f"checkpoint={trained['ba']}", f"checkpoint={trained['dca_se']}"
     return {
         "no kind": ([], "name a figure first, one of weights, "),
-        "a mistyped kind": (["wieghts", ba], "unknown figure 'wieghts': did you mean 'weights'?"),
-        "a mistyped key": (["weights", ba, "clases=[1]"], "unknown key 'clases': did you mean 'classes'?"),
+        "a mistyped kind": (["weightz", ba], "unknown figure 'weightz': did you mean 'weights'?"),
+        "a mistyped key": (["weights", ba, "classez=[1]"], "unknown key 'classez': did you mean 'classes'?"),
         "a dash": (["weights", "--checkpoint"], "cannot read the argument '--checkpoint': write key=value"),
         "a word": (["histograms", ba, "bins=many"], "bins=many: must be an integer"),
         "a number": (["histograms", ba, "bins=0"], "bins=0: must be greater than 0"),
@@ -108,7 +108,7 @@ def refusals(trained: dict[str, Path], tmp_path: Path) -> dict[str, tuple[list[s
         "other data": (["weights", ba, "data=elpv"], "data=elpv has 4 classes, the checkpoint was trained on 10 (digits)"),
         "an unknown data set": (["weights", ba, "data=digit"], "unknown data 'digit': did you mean 'digits'?"),
         "an unknown data key": (["weights", ba, "data.rot=1"], "unknown key 'data.rot'"),
-        "a missing image": (["gradcam", ba, "images=9999"], "images=9999: there are 357 validation images"),
+        "a missing image": (["gradcam", ba, "images=9999"], "images=9999: there are 355 validation images"),
         "a missing image file": (["gradcam", ba, "images=gone.png"], "images: gone.png: No such file or directory"),
         "a file without a label": (["gradcam", ba, "images=tests/../docs/images/digits_mask_rcnn_ba.jpg", "target=label"], "has no label"),
         "no runs": (["batch"], "runs must be set, as in batch runs=runs"),
