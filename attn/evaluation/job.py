@@ -45,7 +45,7 @@ def run(request: Request) -> Scores:
     beside = Path(str(path).removeprefix(HUB).replace("/", "-")) if str(path).startswith(HUB) else path
     content = pretrained.read(path)
     trained = load.load_config(content, path)
-    cfg = _with_data(trained, request.data)
+    cfg = with_data(trained, request.data)
     cfg = load.trusted(cfg, request.trust, f"checkpoint {path}")
     if request.inference is not None:
         cfg = _with_inference(cfg, request.inference)
@@ -149,7 +149,12 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
         raise UserError(f"{output} holds another evaluation ({'; '.join(differ)}): choose another output=, or remove it")
 
 
-def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
+def with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
+    """The config with other data; what `overrides` lacks, or has as None, stays.
+
+    Raises:
+        BadCheckpoint: the data has another number of classes.
+    """
     mapping = parse.to_dict(cfg)
     source = overrides.get("source") or cfg.data.source
     for key in schema.keys(Data):

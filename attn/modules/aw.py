@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width, select
+from attn.attention import Attention, Reading, Site, hidden_width, select
 from attn.modules._layers import MapBatchNorm, bin_average, conv_settings
 
 Form = Literal["auto", "grouped", "taps", "scale"]
@@ -212,6 +212,10 @@ class AW(AWConv2d, Attention):
 
     def refine(self, x: Tensor) -> Tensor:
         return AWConv2d.forward(self, x)
+
+    def reading(self, feats: tuple[Tensor, ...], state: None) -> Reading:
+        scale = self.filter_scale(feats[-1])
+        return Reading({"filter": scale - 1 if self.residual else scale})
 
     def forward(  # type: ignore[override]
         self, feats: tuple[Tensor, ...], state: None

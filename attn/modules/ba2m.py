@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site
+from attn.attention import Attention, Reading, Site
 from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 Branch = Literal["channel", "local_spatial", "global_spatial"]
@@ -131,12 +131,19 @@ class BA2M(Attention):
         return super().build(sites, **options)
 
     def refine(self, x: Tensor) -> Tensor:
+        weights = self.image_weights(x)
+        return x if weights is None else x * weights.to(x.dtype)[:, None, None, None]
+
+    def image_weights(self, x: Tensor) -> Tensor | None:
+        """What each image's map is multiplied by, [N]; None where the module is off."""
         if not self.training and self.inference == "off":
-            return x
-        weights = scores = self.scores(x)
-        if self.training or self.inference == "softmax":
-            weights = self.weights(scores)
-        return x * weights.to(x.dtype)[:, None, None, None]
+            return None
+        scores = self.scores(x)
+        return self.weights(scores) if self.training or self.inference == "softmax" else scores
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading | None:
+        weights = self.image_weights(feats[-1])
+        return None if weights is None else Reading({"image": weights})
 
     def scores(self, x: Tensor) -> Tensor:
         """One scalar per sample, [N, C, H, W] to [N], in fp32: the normalised scores of eq. 9."""
