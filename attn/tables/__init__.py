@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from attn.tables.build import Build
 from attn.tables.measure import Measured, measure, network
-from attn.tables.render import as_json, as_markdown, as_text
+from attn.tables.render import as_json, as_markdown, as_text, pages
 from attn.tables.rows import METRICS, Row, load_computed, load_rows, papers, pretraining, training_command, with_alternatives
 from attn.tables.runs import Run, compose, find_runs, matching_runs, network_key
 from attn.tables.scores import Score, compare
@@ -81,6 +81,7 @@ __all__ = [
     "measure",
     "network",
     "network_key",
+    "pages",
     "papers",
     "pretraining",
     "summary",
