@@ -12,7 +12,7 @@ import torch
 
 from attn.config import groups, parse
 from attn.config.schema import Config
-from attn.report.runs import Result, Row
+from attn.report.runs import Result, Row, follows_seed
 from attn.runs import directory
 from attn.runs.checkpoint import BEST, LAST
 from attn.runs.starts import read_starts
@@ -24,6 +24,8 @@ UNNAMED = {"run_dir", "resume", "force", "seed", "attention_name", "data.name", 
 def command(row: Row) -> str | None:
     """The command that trains all runs of a row, checked to give their config; None where no choice of the groups leads to it."""
     cfg = row.runs[0].cfg
+    if follows_seed(cfg):  # the split of seed 0, with which the choices are composed
+        cfg = replace(cfg, seed=0, data=replace(cfg.data, split=0))
     names = {"attention": cfg.attention_name, "data": cfg.data.name, "schedule": cfg.schedule.name}
     chosen = (cfg.attention_name, cfg.data.name, cfg.schedule.name)
     if any(name not in groups.names(group) for group, name in names.items()):

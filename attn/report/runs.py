@@ -6,14 +6,14 @@ import json
 import statistics
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from attn import console
-from attn.config import parse
+from attn.config import groups, parse
 from attn.config.schema import Config
 from attn.errors import UserError
 from attn.runs import directory, metrics
@@ -47,6 +47,8 @@ class Result:
     def settings(self) -> dict[str, Any]:
         """What the result depends on, without the seed, as dotted keys."""
         flat = parse.flatten(parse.to_dict(self.cfg))
+        if follows_seed(self.cfg):
+            flat["data.split"] = "the seed"
         return {key: str(value) for key, value in flat.items() if key not in IGNORED and not key.startswith("logger.")}
 
 
@@ -71,6 +73,16 @@ class Row:
     @property
     def label(self) -> str:
         return f"{self.attention} ({self.variant})" if self.variant else self.attention
+
+
+def follows_seed(cfg: Config) -> bool:
+    """Whether the data set is split anew for each seed, and this run took the split of its seed."""
+    return cfg.data.split == cfg.seed and "seed" in str(_choice(cfg.data.name).get("split"))
+
+
+@cache
+def _choice(data: str) -> dict[str, Any]:
+    return groups.load("data", data) if data in groups.names("data") else {}
 
 
 class LeftOut(NamedTuple):
@@ -146,11 +158,11 @@ def table(results: list[Result]) -> list[Row]:
     for result in results:
         named.setdefault(result.name, {}).setdefault(json.dumps(result.settings, sort_keys=True), []).append(result)
     rows = []
-    for (backbone, attention, data), groups in named.items():
-        settings = [json.loads(key) for key in groups]
+    for (backbone, attention, data), alike in named.items():
+        settings = [json.loads(key) for key in alike]
         differing = [key for key in settings[0] if any(s.get(key) != settings[0][key] for s in settings)]
         differing += sorted({key for s in settings for key in s} - set(settings[0]))
-        for setting, runs in zip(settings, groups.values(), strict=True):
+        for setting, runs in zip(settings, alike.values(), strict=True):
             variant = " ".join(f"{key}={setting.get(key)}" for key in differing)
             done = [result for result in runs if result.finished]
             rows.append(Row(backbone, attention, data, variant, runs[0].parameters, done or runs, len(runs) - len(done)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +30,26 @@ class TensorBoard:
 
     def update(self) -> None:
         """Writes the rows that were not written yet."""
+        self._unless_off(self._write)
+
+    def finish(self) -> None:
+        """Writes the rest and closes the file."""
+        self.update()
+        self._unless_off(lambda: self._writer.close())
+
+    def _unless_off(self, job: Callable[[], None]) -> None:
         if self._off:
             return
         try:
-            if self._writer is None:
-                self._writer = _writer(self._run_dir / FOLDER)
-            self._write()
-            self._writer.flush()
+            job()
         except Exception as error:  # a mirror may fail in any way, and must not end the run
             fix = "; pip install 'attn[tensorboard]'" if isinstance(error, ImportError) else ""
             warn(f"TensorBoard is off: {' '.join(str(error).split())[:300] or type(error).__name__}{fix}")
             self._off = True
 
-    def finish(self) -> None:
-        """Writes the rest and closes the file."""
-        self.update()
-        if self._writer is not None and not self._off:
-            self._writer.close()
-
     def _write(self) -> None:
+        if self._writer is None:
+            self._writer = _writer(self._run_dir / FOLDER)
         rows, self._position = steps.read_steps_from(self._run_dir, self._position)
         for row in rows:
             if row["step"] % self._every == 0:
@@ -56,6 +58,7 @@ class TensorBoard:
             if row["epoch"] > self._epoch:
                 self._add("epoch", row, row["step"])
                 self._epoch = row["epoch"]
+        self._writer.flush()
 
     def _add(self, group: str, row: dict[str, Any], step: int) -> None:
         for name, value in row.items():

@@ -172,6 +172,16 @@ def test_the_command_gives_the_same_config(tmp_path: Path, overrides: list[str])
     assert to_dict(again) == to_dict(row.runs[0].cfg)
 
 
+def test_runs_on_the_splits_of_their_seeds_are_one_row(tmp_path: Path) -> None:
+    chosen = ["backbone=resnet18", "attention=se", "attention_name=se", "data=elpv_four", "schedule=quick"]
+    for seed in (3, 4):
+        record(tmp_path / f"own{seed}", *chosen, f"seed={seed}", last=80.0)
+        record(tmp_path / f"fixed{seed}", *chosen, f"seed={seed}", "data.split=9", last=80.0)
+    commands = [command(row) for row in table(find([tmp_path])[0])]
+    line = "python train.py -m backbone=resnet18 attention=se data=elpv_four schedule=quick"
+    assert commands == [f"{line} data.split=9 seed=3,4", f"{line} seed=3,4"]
+
+
 def test_printed_values_of_a_papers_row(tmp_path: Path) -> None:
     row = next(r for r in load_rows("ba_net") if r.build and r.build.schedule and r.build.attention == "ba" and r.top1)
     build = row.build
