@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from attn.models.create import create_model as create_model
     from attn.models.create import list_attentions as list_attentions
     from attn.models.create import list_backbones as list_backbones
+    from attn.models.fuse import fuse as fuse
     from attn.runs.load import load as load
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "list_attentions", "list_backbones", "load"]
+__all__ = ["create_model", "fuse", "list_attentions", "list_backbones", "load"]
 
 _HOMES = {
     "create_model": "attn.models.create",
+    "fuse": "attn.models.fuse",
     "list_attentions": "attn.models.create",
     "list_backbones": "attn.models.create",
     "load": "attn.runs.load",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Site
-from attn.modules._bridge import Base, Bridged, Reach, bridge_width, build_where_bridged
-from attn.modules._layers import VectorBatchNorm, activation
+from attn.modules._bridge import Base, Bridged, FoldedBridge, Reach, bridge_width, build_where_bridged
+from attn.modules._layers import VectorBatchNorm, activation, norm_as_affine
 
 
 class BAv2(Gate):
@@ -61,6 +61,13 @@ class BAv2(Gate):
         squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
         selected = self.select(torch.stack(squeezed, -1))[..., 0]
         return self.gate(self.expand(self.act(self.norm(selected)))), state
+
+    def folded(self) -> Attention:
+        scale, shift = norm_as_affine(self.norm)
+        select, bridges = self.select.weight.double()[0], cast(list[nn.Linear], self.bridges)
+        weights = [a * scale[:, None] * b.weight.double() for a, b in zip(select, bridges, strict=True)]
+        bias = scale * self.select.bias.double() + shift
+        return FoldedBridge(self.reach, weights, bias, self.expand, self.act, self.gate)
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
