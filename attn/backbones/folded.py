@@ -47,9 +47,9 @@ class BasicBlock(resnet.BasicBlock):
         """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         x, (conv_state, block_state) = inputs
         f1, conv_state = attend(self.conv1, (x,), conv_state)
-        f1 = self.aa(self.act1(self.bn1(f1)))
+        f1 = self.aa(self.act1(self.bn1(f1)))  # type: ignore[misc]
         y = self.conv2(f1)
-        shortcut: Tensor = x if self.downsample is None else self.downsample(x)  # type: ignore[misc]
+        shortcut = x if self.downsample is None else self.downsample(x)
         y, block_state = gated(self.se, (x, f1), self.conv2, y, block_state, shortcut)
         return self.act2(y), (conv_state, block_state)
 
@@ -62,9 +62,9 @@ class Bottleneck(resnet.Bottleneck):
         x, (conv_state, block_state) = inputs
         f1 = self.act1(self.bn1(self.conv1(x)))
         f2, conv_state = attend(self.conv2, (f1,), conv_state)
-        f2 = self.aa(self.act2(self.bn2(f2)))
+        f2 = self.aa(self.act2(self.bn2(f2)))  # type: ignore[misc]
         y = self.conv3(f2)
-        shortcut: Tensor = x if self.downsample is None else self.downsample(x)  # type: ignore[misc]
+        shortcut = x if self.downsample is None else self.downsample(x)
         y, block_state = gated(self.se, (x, f1, f2), self.conv3, y, block_state, shortcut)
         return self.act3(y), (conv_state, block_state)
 
