@@ -25,7 +25,7 @@ ROOMS = [
     "distributed",
     "data",
 ]
-ROOMS += ["runs", "evaluation", "tables", "training", "eval", "train"]
+ROOMS += ["runs", "evaluation", "export", "tables", "training", "eval", "train"]
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -28,7 +28,7 @@ from attn.config import groups, reference
 from attn.config.parse import flatten
 from attn.errors import UserError, is_out_of_memory, reason
 
-PATHS = ("data.root", "run_dir", "resume", "checkpoint", "output")
+PATHS = ("data.root", "run_dir", "resume", "checkpoint", "output", "out")
 SIZES = "schedule.batch_size, data.image_size or the options of the backbone"
 INTERRUPTED = "interrupted; there was nothing to save yet"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: with it, tracebacks are shown

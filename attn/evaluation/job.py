@@ -40,7 +40,7 @@ def run(request: Request) -> Scores:
     path = Path(request.checkpoint).expanduser()
     content = checkpoint.read(path)
     trained = load.load_config(content, path)
-    cfg = _with_data(trained, request.data)
+    cfg = with_data(trained, request.data)
     cfg = load.trusted(cfg, request.trust, f"checkpoint {path}")
     if request.inference is not None:
         cfg = _with_inference(cfg, request.inference)
@@ -128,7 +128,7 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
         raise UserError(f"{output} holds another evaluation ({'; '.join(differ)}): choose another output=, or remove it")
 
 
-def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
+def with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
     mapping = parse.to_dict(cfg)
     if overrides.get("source") not in (None, cfg.data.source):  # what was meant for the other source
         mapping["data"] |= {key: getattr(Data(), key) for key in ("dataset", "root", "train_split", "val_split")}
