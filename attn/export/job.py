@@ -70,7 +70,8 @@ def run(request: Request) -> Path:
         cfg.attention_name,
         versions={name: version(name) for name in ("torch", "timm")},
     )
-    fused = fuse(model, images)
+    # Its 8-bit weights would be kept a second time in float32.
+    fused = fuse(model, images, blocks=request.format != "int8")
     out.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that it can be moved there in one step.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:

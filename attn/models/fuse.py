@@ -31,7 +31,7 @@ VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch
 DROPOUTS = (_DropoutNd, DropPath, DropBlock2d)
 
 
-def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
+def fuse(model: nn.Module, images: Tensor | None = None, *, blocks: bool = True) -> nn.Module:
     """The network for inference: the same outputs, up to rounding, in less time.
 
     - Every batch norm that follows a convolution or a linear layer, and nothing else reads what is between, is folded into it. A
@@ -46,6 +46,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         model: any network, such as from `create_model` or `load`. It is not changed. `kernels=fused` becomes plain modules.
         images: [N, C, H, W], of the size that it will get, to find what follows what; no values are computed. By default one
             image of the network's own size.
+        blocks: also rewrite the ends of ResNets' blocks, which reads the weights of their last convolutions twice.
 
     Returns:
         A copy in evaluation mode. Its features (`forward_intermediates`) are the same too. Its `state_dict` is not that of the model,
@@ -62,7 +63,8 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
         for layer, norm in foldable(fused, images):
             fold(fused, layer, norm)
     replace(fused, lambda module: Folded() if isinstance(module, DROPOUTS) and not hooked(module) else module)
-    adopt_blocks(fused)
+    if blocks:
+        adopt_blocks(fused)
     return fused.requires_grad_(False)
 
 
