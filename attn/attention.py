@@ -116,6 +116,14 @@ class Attention(nn.Module):
         """
         return []
 
+    def folded(self) -> Attention:
+        """What takes this module's place in a network for inference (`attn.fuse`): the same function in evaluation mode.
+
+        Override this if a part of the forward pass depends on the parameters alone, and can be computed once. Batch norms after
+        a convolution or a linear layer need nothing: they are found. By default the module itself.
+        """
+        return self
+
     def objective_parameters(self) -> list[str]:
         """Names of this module's parameters that get a gradient only from its own objective (`attn.models.auxiliary`).
 

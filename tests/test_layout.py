@@ -27,7 +27,7 @@ ROOMS = [
     "distributed",
     "data",
 ]
-ROOMS += ["runs", "evaluation", "tables", "analysis", "training", "report", "studies", "eval", "train"]
+ROOMS += ["runs", "evaluation", "export", "tables", "analysis", "training", "report", "studies", "eval", "train"]
 
 
 def imports(path: Path) -> Iterator[str]:

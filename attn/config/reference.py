@@ -12,14 +12,14 @@ from attn.config import groups
 from attn.config.schema import MISSING, Config, Key, keys
 from attn.tabulate import markdown_lines
 
-GROUP_OF = {"train": groups.GROUPS, "eval": ("data",), "predict": ()}  # the groups of each entry point
+GROUP_OF = {"train": groups.GROUPS, "eval": ("data",), "predict": (), "export": ("data",)}  # the groups of each entry point
 
 
 def help_text(command: str, schema: type, composed: str = "", width: int = 110) -> str:
     """What `--help` prints.
 
     Args:
-        command: train, eval or predict; its config's header says what the command does.
+        command: train, eval, predict or export; its config's header says what the command does.
         schema: the dataclass of its keys.
         composed: the keys of the chosen backbone and attention, as YAML.
         width: of a line, in characters.

@@ -116,6 +116,8 @@ class AWConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.filter_scale(x)
         form = self.form if self.form != "auto" else self.cheapest_form(x)
+        if form == "grouped" and "taps" in self.forms and not isinstance(x.shape[0], int):
+            form = "taps"  # torch.export for any batch: a number of groups is a constant there
         if form == "scale":
             y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
             return self.add_bias(y * scale[:, :, :, 0, 0, None])

@@ -130,6 +130,9 @@ class BA2M(Attention):
             raise ValueError(f"BA2M: reduction={options['reduction']} exceeds the {widest} channels of the widest site")
         return super().build(sites, **options)
 
+    def folded(self) -> Attention:
+        return Off() if self.inference == "off" else self
+
     def refine(self, x: Tensor) -> Tensor:
         weights = self.image_weights(x)
         return x if weights is None else x * weights.to(x.dtype)[:, None, None, None]
@@ -161,6 +164,13 @@ class BA2M(Attention):
             log_total, samples = ranks[:, 0].logsumexp(0), ranks[:, 1].sum()
         weights = (scores - log_total).exp()
         return weights * samples if self.times_n else weights
+
+
+class Off(Attention):
+    """The identity."""
+
+    def refine(self, x: Tensor) -> Tensor:
+        return x
 
 
 class SumOverRanks(torch.autograd.Function):
