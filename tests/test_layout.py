@@ -24,6 +24,7 @@ ROOMS = [
     "models",
     "distributed",
     "data",
+    "build",
 ]
 ROOMS += ["runs", "evaluation", "tables", "training", "eval", "train"]
 

@@ -134,6 +134,11 @@ class Data:
     auto_augment: str | None = key(None, "timm's policy string, such as rand-m9-mstd0.5-inc1")
     random_erasing: float = key(0.0, "probability of erasing a rectangle of a training image", limits=PROBABILITY)
     samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000)
+    decoder: str = key(
+        "pil",
+        "how image files are decoded, with the same pixels in all: pil; region decodes only the part of a JPEG file that a crop needs, once `python -m attn.build` has built it; torchcodec, by that package; auto: region if it is built, else pil",
+        choices=("pil", "auto", "region", "torchcodec"),
+    )
     workers: int | None = key(
         None, "loader processes per rank; null: as many as the rank has processor cores, at most 4", limits=NOT_NEGATIVE
     )

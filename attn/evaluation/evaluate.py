@@ -76,7 +76,7 @@ def evaluate_unless(
         if stop():
             totals[4] += 1
             break
-        batch = to_device(loaded, ranks.device, channels_last)
+        batch = to_device(loaded, ranks.device, channels_last, dataset.pixels)
         with autocast(amp, ranks.device):
             logits = model(batch.images)
         logits = logits.double()

@@ -122,7 +122,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> bool:
     sums = torch.zeros(5, dtype=torch.float64, device=ranks.device)  # images, loss, top-1 and top-5 hits, replaced images
     seen: list[int] = []
     for part in range(schedule.accumulate):
-        batch = to_device(next(batches), ranks.device, cfg.channels_last)
+        batch = to_device(next(batches), ranks.device, cfg.channels_last, run.data.dataset.pixels)
         seen += batch.indices.tolist()
         rng.seed_everything(cfg.seed, "step", state.step, part, ranks.rank)
         with contextlib.ExitStack() as stack:
