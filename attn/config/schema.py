@@ -96,18 +96,22 @@ class Data:
     name: str = key("imagenet", "part of the name of the run directory", plain=True)
     source: str = key(
         "imagefolder",
-        "how the data set is stored; timm takes anything that `timm.data.create_dataset` takes",
-        choices=("imagefolder", "cifar100", "digits", "elpv", "fake", "timm"),
+        "how the data set is stored; packed: as scripts/pack.py writes it; timm takes anything that `timm.data.create_dataset` takes",
+        choices=("imagefolder", "packed", "cifar100", "digits", "elpv", "fake", "timm"),
     )
     dataset: str | None = key(
         None, "for source=timm, its name there (`hfds/...`, `wds/...`, `tar/...`, `torch/...`)", read_by=("timm",)
     )
-    root: str | None = key(None, "directory of the data", read_by=("imagefolder", "cifar100", "timm"))
+    root: str | None = key(None, "directory of the data", read_by=("imagefolder", "packed", "cifar100", "timm"))
     train_split: str = key(
-        "train", "name of the training split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+        "train",
+        "name of the training split; for imagefolder and packed, of its folder",
+        read_by=("imagefolder", "packed", "timm"),
     )
     val_split: str = key(
-        "val", "name of the validation split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+        "val",
+        "name of the validation split; for imagefolder and packed, of its folder",
+        read_by=("imagefolder", "packed", "timm"),
     )
     num_classes: int = key(1000, "size of the label set", limits=POSITIVE, at_most=1_000_000)
     image_size: int = key(224, "side of the square input image, in pixels", limits=POSITIVE, at_most=8192)
@@ -133,6 +137,11 @@ class Data:
     color_jitter: float = key(0.0, "strength for brightness, contrast and saturation", limits=NOT_NEGATIVE, at_most=1)
     auto_augment: str | None = key(None, "timm's policy string, such as rand-m9-mstd0.5-inc1")
     random_erasing: float = key(0.0, "probability of erasing a rectangle of a training image", limits=PROBABILITY)
+    packed: str | None = key(
+        None,
+        "what the packed copy must hold: original, or shorter side and quality such as side256-q90; null: whatever it holds, which is stored with the run",
+        read_by=("packed",),
+    )
     samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000)
     decoder: str = key(
         "pil",

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from attn.config.schema import Data
 from attn.data.imagefolder import Encoded, Folder, UnreadableImage, class_folders
+from attn.data.packed import Packed
 from attn.data.root import check_place, data_root
 from attn.errors import UserError, reason
 
@@ -158,6 +159,10 @@ def imagefolder(data: Data, train: bool) -> Dataset:
     return folder
 
 
+def packed(data: Data, train: bool) -> Dataset:
+    return Packed(data_root(data) / (data.train_split if train else data.val_split), data.num_classes)
+
+
 def cifar100(data: Data, train: bool) -> Dataset:
     from torchvision.datasets import CIFAR100
 
@@ -258,6 +263,7 @@ SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evalu
 
 SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
     "imagefolder": imagefolder,
+    "packed": packed,
     "cifar100": cifar100,
     "digits": digits,
     "elpv": elpv,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attn.config.schema import Data
 
-ROOTED = ("imagefolder", "cifar100")
+ROOTED = ("imagefolder", "packed", "cifar100")
 
 
 def data_root(data: Data) -> Path:
@@ -19,7 +19,7 @@ def data_root(data: Data) -> Path:
         raise ValueError(f"data.root must be set for data={data.name}, as in data.root=/data/{data.name}")
     root = Path(data.root).expanduser()
     if not root.is_dir():
-        variable = {"imagefolder": "IMAGENET_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
+        variable = {"imagefolder": "IMAGENET_ROOT", "packed": "PACKED_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
         raise ValueError(
             f"data.root={data.root}: no such folder; set data.root=" + (f", or export {variable}" if variable else "")
         )
@@ -30,11 +30,11 @@ def check_place(data: Data) -> None:
     """Checks that the folders of a data set exist; the rest is checked when it is opened.
 
     Raises:
-        ValueError: the folder, one of an image folder's splits, or the name of timm's data set is missing.
+        ValueError: the folder, one of its splits, or the name of timm's data set is missing.
     """
     if data.source in ROOTED:
         root = data_root(data)
-        for split in (data.train_split, data.val_split) if data.source == "imagefolder" else ():
+        for split in (data.train_split, data.val_split) if data.source in ("imagefolder", "packed") else ():
             if not (root / split).is_dir():
                 raise ValueError(f"{root / split}: no such folder")
     if data.source == "timm" and not data.dataset:

@@ -17,8 +17,10 @@ from attn import console
 from attn.config import parse
 from attn.config.evaluation import Request
 from attn.config.schema import Config, Data
+from attn.data import decoders
 from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import evaluation_data
+from attn.data.settle import settled
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.evaluate import evaluate
@@ -41,6 +43,8 @@ def run(request: Request) -> Scores:
     content = checkpoint.read(path)
     trained = load.load_config(content, path)
     cfg = _with_data(trained, request.data)
+    with as_user_errors():
+        cfg = replace(cfg, data=_settled(cfg.data, trained.data, path))
     cfg = load.trusted(cfg, request.trust, f"checkpoint {path}")
     if request.inference is not None:
         cfg = _with_inference(cfg, request.inference)
@@ -86,8 +90,9 @@ SCORED = ("source", "dataset", "root", "num_classes", "image_size", "test_resize
 
 def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
     """What identifies an evaluation: one may replace another only if all of this is equal."""
-    about = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
+    about: dict[str, Any] = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
     about |= {key: getattr(data, key) for key in SCORED} | ({"samples": data.samples} if data.source == "fake" else {})
+    about |= {"packed": data.packed} if data.source == "packed" else {}
     return about | {"root": None if data.root is None else os.path.abspath(os.path.expanduser(data.root))}
 
 
@@ -97,7 +102,7 @@ def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], u
     parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
     parts += [] if usual else [asked["weights"]]
     parts += [str(asked[key]) for key in ("inference", "batch_size") if key in asked]
-    other = {key: asked.get(key) for key in (*SCORED, "samples") if asked.get(key) != trained.get(key)}
+    other = {key: asked.get(key) for key in (*SCORED, "samples", "packed") if asked.get(key) != trained.get(key)}
     if other and asked["data"] == trained["data"]:
         parts.append(hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8])
     return path.with_name(f"{'-'.join(parts)}.json")
@@ -128,10 +133,24 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
         raise UserError(f"{output} holds another evaluation ({'; '.join(differ)}): choose another output=, or remove it")
 
 
+MEANT_FOR_A_SOURCE = ("dataset", "root", "train_split", "val_split", "packed")
+
+
+def _settled(data: Data, trained: Data, path: Path) -> Data:
+    """The data as they are read here; Pillow serves for a decoder that this machine lacks, since it gives the same pixels."""
+    if data.decoder == trained.decoder:
+        try:
+            decoders.here(data.decoder)
+        except ValueError as error:
+            console.warn(f"{path}: {error}; data.decoder=pil is used")
+            data = replace(data, decoder="pil")
+    return settled(replace(data, packed=None), [data.val_split])
+
+
 def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
     mapping = parse.to_dict(cfg)
     if overrides.get("source") not in (None, cfg.data.source):  # what was meant for the other source
-        mapping["data"] |= {key: getattr(Data(), key) for key in ("dataset", "root", "train_split", "val_split")}
+        mapping["data"] |= {key: getattr(Data(), key) for key in MEANT_FOR_A_SOURCE}
     mapping["data"] |= {key: value for key, value in overrides.items() if value is not None}
     changed = parse.from_dict(mapping)
     if changed.data.num_classes != cfg.data.num_classes:

@@ -28,7 +28,7 @@ from attn.training import optim
 from attn.training.epoch import end_epoch
 from attn.training.progress import Clock, due, progress
 from attn.training.run import Run
-from attn.training.setup import Found, find_checkpoint, prepare, read_found, with_kernels
+from attn.training.setup import Found, find_checkpoint, prepare, read_found, with_data, with_kernels
 from attn.training.stop_request import StopRequest
 from attn.training.stopping import finish, non_finite_step, preempted, rescued, save
 
@@ -43,7 +43,7 @@ def train(cfg: Config) -> None:
     """
     run_dir = Path(cfg.run_dir)
     with launch(cfg.device, cfg.dist_timeout) as ranks, contextlib.ExitStack() as stack:
-        cfg = with_kernels(cfg, ranks)
+        cfg = with_data(with_kernels(cfg, ranks), ranks)
         found: Found | None = None
         with fail_together(ranks):
             if ranks.first:
