@@ -110,7 +110,7 @@ def test_an_interrupted_packing_is_continued(source: Data, tmp_path: Path, monke
     assert not list(out.glob("*.tmp"))
     with pytest.raises(ValueError, match="no finished packed split"):
         Packed(out, 2)
-    with pytest.raises(UserError, match="is of another packing .*per_shard: 4 -> 5"):
+    with pytest.raises(UserError, match=r"is of another packing .*per_shard: 4 -> 5"):
         pack(source, True, out, Packing(per_shard=5), 0, lambda _: None)
     made: list[int] = []
 
@@ -141,7 +141,7 @@ def test_an_unreadable_image_follows_on_error(source: Data, tmp_path: Path) -> N
     assert "image 3" in told[0]
     copy = Packed(tmp_path / "two" / "train", 2)
     assert len(copy) == 2 * COUNT
-    with pytest.raises(UnreadableImage, match="image 3 of .* could not be read when it was packed"):
+    with pytest.raises(UnreadableImage, match=r"image 3 of .* could not be read when it was packed"):
         copy[3]
     there = Data(**{**vars(replace), "source": "packed", "root": str(tmp_path / "two")})
     seen = [train_data(data, 4, 1, 0, ONE).dataset[0, 3] for data in (replace, there)]
