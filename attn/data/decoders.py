@@ -111,10 +111,11 @@ def open_torchcodec(encoded: Encoded) -> Opened:
     from torchcodec.decoders import decode_jpeg
 
     try:
-        pixels = decode_jpeg(content, mode="RGB").permute(1, 2, 0).numpy()
+        decoded = decode_jpeg(content, mode="RGB")
     except (RuntimeError, ValueError):  # damaged, or of a kind that only Pillow reads
         return open_whole(encoded)
-    return Whole(Image.fromarray(pixels))
+    assert not isinstance(decoded, list)  # one file
+    return Whole(Image.fromarray(decoded.permute(1, 2, 0).numpy()))
 
 
 OPENERS: dict[str, Callable[[Encoded], Opened]] = {

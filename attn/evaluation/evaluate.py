@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from attn.data.ahead import Ahead
 from attn.data.loader import Seeded, evaluation_batches, to_device
 from attn.distributed import Ranks
 from attn.evaluation.scores import ClassCounts, Scores
@@ -69,7 +70,7 @@ def evaluate_unless(
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64, device=ranks.device)
     by_class: Tensor | None = None  # [3, K]
-    batches = evaluation_batches(dataset, batch_size, workers, ranks)
+    batches = Ahead(evaluation_batches(dataset, batch_size, workers, ranks), ranks.device)
     parts = -(-len(range(ranks.rank, len(dataset), ranks.world)) // batch_size)
     shown = ranks.first and sys.stderr.isatty()
     for loaded in tqdm(batches, "validation", parts, leave=False, disable=not shown):
@@ -87,6 +88,7 @@ def evaluate_unless(
             by_class = found if by_class is None else by_class + found
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         totals[:4] += torch.stack([torch.full_like(loss, len(batch.labels)), first.double(), five.double(), loss])
+        batches.fetch()
     model.train(training)
     count, correct1, correct5, loss_sum, stopped = ranks.sum(totals).tolist()
     if stopped:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from attn.config.schema import Schedule
@@ -51,7 +51,11 @@ def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
 
 
 def build_optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over two groups: with and without weight decay, by `schedule.no_decay`."""
+    """SGD or AdamW over two groups: with and without weight decay, by `schedule.no_decay`.
+
+    In torch's fused form, which is at least as fast as the others on a CPU as on a GPU and can leave an update out by a value that
+    is on the device; see `update_if`.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for parameter, exempt in classify(model, set(schedule.no_decay)):
@@ -61,8 +65,45 @@ def build_optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimiz
         groups.append({"params": free, "weight_decay": 0.0})
     if schedule.optimizer == "adamw":
         beta1, beta2 = schedule.betas
-        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(beta1, beta2))
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(beta1, beta2), fused=True)
+    optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov, fused=True)
+    _with_momentum(optimizer)
+    return optimizer
+
+
+def _with_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Lets momentum begin at zero, which is what the first step makes of it; torch would not initialise it if that step is left out."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Updates the parameters if a bool on their device is true; else neither they nor the optimizer's state change.
+
+    Nothing waits for the device.
+    """
+    skip: Any = optimizer
+    skip.grad_scale, skip.found_inf = None, (~finite).float()
+    try:
+        optimizer.step()
+    finally:
+        del skip.grad_scale, skip.found_inf
+
+
+def load_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Loads the state of the same optimizer, also of one that was not fused or had parameters in another layout.
+
+    The fused form takes state and parameters as they lie in memory, so that each state gets its parameter's layout.
+    """
+    groups = [{**group, "fused": True, "foreach": None} for group in saved["param_groups"]]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+    _with_momentum(optimizer)
 
 
 def classify(model: nn.Module, no_decay: set[str]) -> Iterator[tuple[nn.Parameter, bool]]:
