@@ -56,7 +56,7 @@ $(BIN)/uv:
 .venv/.core: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo 'Setting up .venv.'
 	@$(INSTALL) '.[wandb,dev]' --offline 2>/dev/null || $(INSTALL) '.[wandb,dev]'
-	@$(BIN)/python -m attn.kernels.build --optional
+	@$(BIN)/python -m attn.build --optional
 	@touch $@
 
 .venv/.all: .venv/.core

@@ -26,6 +26,7 @@ ROOMS = [
     "timm",
     "distributed",
     "data",
+    "build",
 ]
 ROOMS += ["runs", "evaluation", "export", "tables", "analysis", "training", "report", "studies", "eval", "train"]
 

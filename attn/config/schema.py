@@ -103,18 +103,22 @@ class Data:
     name: str = key("imagenet", "part of the name of the run directory", plain=True)
     source: str = key(
         "imagefolder",
-        "how the data set is stored; timm takes anything that `timm.data.create_dataset` takes",
-        choices=("imagefolder", "cifar100", "digits", "elpv", "fake", "timm"),
+        "how the data set is stored; packed: as scripts/pack.py writes it; timm takes anything that `timm.data.create_dataset` takes",
+        choices=("imagefolder", "packed", "cifar100", "digits", "elpv", "fake", "timm"),
     )
     dataset: str | None = key(
         None, "for source=timm, its name there (`folder`, `tar`, `hfds/...`, `torch/...`)", read_by=("timm",)
     )
-    root: str | None = key(None, "directory of the data", read_by=("imagefolder", "cifar100", "timm"))
+    root: str | None = key(None, "directory of the data", read_by=("imagefolder", "packed", "cifar100", "timm"))
     train_split: str = key(
-        "train", "name of the training split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+        "train",
+        "name of the training split; for imagefolder and packed, of its folder",
+        read_by=("imagefolder", "packed", "timm"),
     )
     val_split: str = key(
-        "val", "name of the validation split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+        "val",
+        "name of the validation split; for imagefolder and packed, of its folder",
+        read_by=("imagefolder", "packed", "timm"),
     )
     num_classes: int = key(1000, "size of the label set", limits=POSITIVE, at_most=1_000_000)
     image_size: int = key(224, "side of the square input image, in pixels", limits=POSITIVE, at_most=8192)
@@ -155,7 +159,17 @@ class Data:
     held_out: float = key(
         0.2, "for ELPV: fraction of the images that a random split holds out", limits=INSIDE, read_by=("elpv",)
     )
+    packed: str | None = key(
+        None,
+        "what the packed copy must hold: original, or shorter side and quality such as side256-q90; null: whatever it holds, which is stored with the run",
+        read_by=("packed",),
+    )
     samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000, read_by=("fake",))
+    decoder: str = key(
+        "pil",
+        "how image files are decoded, with the same pixels in all: pil; region decodes only the part of a JPEG file that a crop needs, once `python -m attn.build` has built it; torchcodec, by that package; auto: region if it is built, else pil",
+        choices=("pil", "auto", "region", "torchcodec"),
+    )
     workers: int | None = key(
         None, "loader processes per rank; null: as many as the rank has processor cores, at most 4", limits=NOT_NEGATIVE
     )

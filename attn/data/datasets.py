@@ -1,4 +1,4 @@
-"""Data sets by name: each is map-style and returns (PIL image, label), before any transformation."""
+"""Data sets by name: each is map-style and returns (PIL image or `Encoded`, label), before any transformation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from timm.data.dataset import ImageDataset
 from torch.utils.data import Dataset
 
 from attn.config.schema import Data
-from attn.data.imagefolder import Folder, UnreadableImage, class_folders, decode
+from attn.data.imagefolder import Encoded, Folder, UnreadableImage, class_folders
+from attn.data.packed import Packed
 from attn.data.root import check_place, data_root
 from attn.data.splits import stratified
 from attn.errors import UserError, reason
@@ -72,14 +73,14 @@ class CheckedLabels(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image | Encoded, int]:
         image, label = self._read(index)
         if label is None or not 0 <= int(label) < self.num_classes:
             raise UserError(f"{self._place(index)} has the label {label}, but data.num_classes={self.num_classes}")
         return image, int(label)
 
-    def _read(self, index: int) -> tuple[Image.Image, Any]:
-        """The image as RGB, and its label, which may be None.
+    def _read(self, index: int) -> tuple[Image.Image | Encoded, Any]:
+        """The image, as RGB if it is decoded, and its label, which may be None.
 
         Raises:
             UnreadableImage: the file is missing, damaged or no image.
@@ -88,7 +89,7 @@ class CheckedLabels(Dataset):
             if isinstance(self.dataset, ImageDataset):
                 content, label = self.dataset.reader[index][:2]
                 with content:
-                    return decode(content.read()), label
+                    return Encoded(content.read(), self._place(index)), label
             image, label = self.dataset[index]
             return image.convert("RGB"), label
         except Exception as error:  # a damaged file makes decoders raise nearly anything
@@ -171,6 +172,10 @@ def imagefolder(data: Data, train: bool) -> Dataset:
                 "only one of them: the labels would not agree"
             )
     return folder
+
+
+def packed(data: Data, train: bool) -> Dataset:
+    return Packed(data_root(data) / (data.train_split if train else data.val_split), data.num_classes)
 
 
 def cifar100(data: Data, train: bool) -> Dataset:
@@ -271,6 +276,7 @@ SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evalu
 
 SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
     "imagefolder": imagefolder,
+    "packed": packed,
     "cifar100": cifar100,
     "digits": digits,
     "elpv": elpv,

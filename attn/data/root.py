@@ -9,7 +9,7 @@ from pathlib import Path
 from attn.config.schema import Data
 
 TIMM = r"(image_?)?folder/?|tar/?|(torch|hfds|hfids|tfds|wds)/.*"
-ROOTED = ("imagefolder", "cifar100")
+ROOTED = ("imagefolder", "packed", "cifar100")
 
 
 def data_root(data: Data) -> Path:
@@ -22,7 +22,7 @@ def data_root(data: Data) -> Path:
         raise ValueError(f"data.root must be set for data={data.name}, as in data.root=/data/{data.name}")
     root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
-        variable = {"imagefolder": "IMAGENET_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
+        variable = {"imagefolder": "IMAGENET_ROOT", "packed": "PACKED_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
         raise ValueError(
             f"data.root={data.root}: no such folder; set data.root=" + (f", or export {variable}" if variable else "")
         )
@@ -33,11 +33,11 @@ def check_place(data: Data) -> None:
     """Checks that the folders of a data set exist; the rest is checked when it is opened.
 
     Raises:
-        ValueError: the folder, one of an image folder's splits, or the name of timm's data set is missing.
+        ValueError: the folder, one of its splits, or the name of timm's data set is missing.
     """
     if data.source in ROOTED:
         root = data_root(data)
-        for split in (data.train_split, data.val_split) if data.source == "imagefolder" else ():
+        for split in (data.train_split, data.val_split) if data.source in ("imagefolder", "packed") else ():
             if not (root / split).is_dir():
                 raise ValueError(
                     f"{root / split}: no such folder; data.root={data.root} must hold the folders {data.train_split} (data.train_split) and "

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from attn.config.parse import all_metrics
 from attn.config.schema import Config
+from attn.data.ahead import Ahead
 from attn.data.loader import Seeded, evaluation_batches, to_device
 from attn.distributed import Ranks
 from attn.evaluation.scores import ClassCounts, Outcomes, Scores
@@ -81,14 +82,14 @@ def evaluate_unless(
     stopped = False
     counted: Tensor | None = None  # [3, K]
     parts: list[tuple[Tensor, ...]] = []
-    batches = evaluation_batches(dataset, settings.batch_size, settings.workers, ranks)
+    batches = Ahead(evaluation_batches(dataset, settings.batch_size, settings.workers, ranks), ranks.device)
     number = -(-len(range(ranks.rank, len(dataset), ranks.world)) // settings.batch_size)
     shown = ranks.first and sys.stderr.isatty()
     for loaded in tqdm(batches, "validation", number, leave=False, disable=not shown):
         if stop():
             stopped = True
             break
-        batch = to_device(loaded, ranks.device, settings.channels_last)
+        batch = to_device(loaded, ranks.device, settings.channels_last, dataset.pixels)
         with autocast(settings.amp, ranks.device):
             logits = model(batch.images)
         logits = logits.double()
@@ -103,6 +104,7 @@ def evaluate_unless(
             parts.append(tuple(value.cpu() for value in (batch.indices, batch.labels, best, chances)))
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         sums += torch.stack([torch.full_like(loss, len(batch.labels)), first.double(), five.double(), loss])
+        batches.fetch()
     model.train(training)
     totals = ranks.sum(torch.cat([sums, sums.new_tensor([stopped])]))
     count, correct1, correct5, loss_sum, stops = totals.tolist()

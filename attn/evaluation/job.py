@@ -19,8 +19,10 @@ from attn import console
 from attn.config import parse, schema
 from attn.config.evaluation import Request
 from attn.config.schema import Config, Data
+from attn.data import decoders
 from attn.data.datasets import class_names, expect_same_classes, image_names
 from attn.data.loader import evaluation_data
+from attn.data.settle import settled
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.evaluate import Settings, evaluate
@@ -46,6 +48,8 @@ def run(request: Request) -> Scores:
     content = pretrained.read(path)
     trained = load.load_config(content, path)
     cfg = with_data(trained, request.data)
+    with as_user_errors():
+        cfg = replace(cfg, data=_settled(cfg.data, trained.data, path))
     cfg = load.trusted(cfg, request.trust, f"checkpoint {path}")
     if request.inference is not None:
         cfg = _with_inference(cfg, request.inference)
@@ -107,8 +111,9 @@ SCORED = ("source", "dataset", "root", "num_classes", "image_size", "test_resize
 
 def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
     """What identifies an evaluation: one may replace another only if all of this is equal."""
-    about = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
+    about: dict[str, Any] = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
     about |= {key: getattr(data, key) for key in SCORED} | ({"samples": data.samples} if data.source == "fake" else {})
+    about |= {"packed": data.packed} if data.source == "packed" else {}
     return about | {"root": None if data.root is None else os.path.abspath(os.path.expanduser(data.root))}
 
 
@@ -118,7 +123,7 @@ def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], u
     parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
     parts += [] if usual else [asked["weights"]]
     parts += [str(asked[key]) for key in ("inference", "batch_size") if key in asked]
-    other = {key: asked.get(key) for key in (*SCORED, "samples") if asked.get(key) != trained.get(key)}
+    other = {key: asked.get(key) for key in (*SCORED, "samples", "packed") if asked.get(key) != trained.get(key)}
     if other and asked["data"] == trained["data"]:
         parts.append(hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8])
     return path.with_name(f"{'-'.join(parts)}.json")
@@ -147,6 +152,17 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
     differ = [f"{key}: {known[key]} -> {asked[key]}" for key in known if known[key] != asked[key]]
     if differ:
         raise UserError(f"{output} holds another evaluation ({'; '.join(differ)}): choose another output=, or remove it")
+
+
+def _settled(data: Data, trained: Data, path: Path) -> Data:
+    """The data as they are read here; Pillow serves for a decoder that this machine lacks, since it gives the same pixels."""
+    if data.decoder == trained.decoder:
+        try:
+            decoders.here(data.decoder)
+        except ValueError as error:
+            console.warn(f"{path}: {error}; data.decoder=pil is used")
+            data = replace(data, decoder="pil")
+    return settled(replace(data, packed=None), [data.val_split])
 
 
 def with_data(cfg: Config, overrides: dict[str, Any]) -> Config:

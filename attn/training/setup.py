@@ -22,6 +22,7 @@ from attn import console, rng
 from attn.config.schema import Config
 from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
+from attn.data.settle import settled
 from attn.distributed import Ranks, fail_together
 from attn.errors import UserError
 from attn.kernels import BUILD, form_here
@@ -62,6 +63,21 @@ def with_kernels(cfg: Config, ranks: Ranks) -> Config:
     if cfg.kernels == "auto" and used == "reference" and ranks.first:
         console.say(f"kernels=auto: reference is used, a fused form is not built for {ranks.device.type} here ({BUILD})")
     return replace(cfg, kernels=used)
+
+
+def with_data(cfg: Config, ranks: Ranks) -> Config:
+    """The config with the decoder and the packing that are used; `auto` is region if it is built for every rank.
+
+    Raises:
+        UserError: they are not here on some rank.
+    """
+    with fail_together(ranks):
+        data = settled(cfg.data)
+    if any(other != data.decoder for other in ranks.gather(data.decoder)):
+        data = replace(data, decoder="pil")
+    if cfg.data.decoder == "auto" and ranks.first:
+        console.say(f"data.decoder=auto: {data.decoder} is used")
+    return replace(cfg, data=data)
 
 
 def find_checkpoint(cfg: Config, run_dir: Path) -> Found | None:

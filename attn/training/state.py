@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attn.config.parse import to_dict
 from attn.config.schema import Config
 from attn.runs import checkpoint, load
+from attn.training import optim
 
 COUNTERS = {"step"}  # which some optimizers add to their groups at the first step
 
@@ -88,6 +89,7 @@ class State:
         rows: lines of metrics that are not on the disk yet, because it was full.
         classes: names of the classes in the order of their labels; None where the data set has none.
         history: all lines of metrics, from which a damaged file is restored.
+        parameters: of the model.
         phase: between two steps; in the forward and backward passes of a step, which change only buffers; or in its update.
     """
 
@@ -105,7 +107,17 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     classes: list[str] | None = None
     phase: Literal["between", "gradients", "update"] = "between"
-    _buffers: list[Tensor] = field(default_factory=list)  # before the step
+    parameters: list[nn.Parameter] = field(init=False)
+    _buffers: list[list[Tensor]] = field(init=False)  # by their type
+    _kept: list[list[Tensor]] = field(default_factory=list)  # the buffers before the step
+
+    def __post_init__(self) -> None:
+        # Walking through the modules takes longer than copying the buffers of all.
+        self.parameters = list(self.model.parameters())
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in self.model.buffers():
+            kinds.setdefault(buffer.dtype, []).append(buffer)
+        self._buffers = list(kinds.values())
 
     def state_dict(self, cfg: Config) -> dict[str, Any]:
         """The mapping that is saved: tensors and plain data only."""
@@ -141,10 +153,7 @@ class State:
             raise checkpoint.BadCheckpoint(
                 f"checkpoint {path} is damaged: its optimizer kept nothing of {content['step']} steps"
             )
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(content["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group |= own  # the config decides: with force=true it may differ from the checkpoint's
+        optim.load_state(self.optimizer, content["optimizer"])
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.evaluated, self.skipped_in_row = (content[key] for key in ("step", "evaluated", "skipped_in_row"))
@@ -165,11 +174,10 @@ class State:
     @torch.no_grad()
     def begin_step(self) -> None:
         """Copies the buffers: forward passes change running statistics before it is known whether the step is kept."""
-        buffers = list(self.model.buffers())
-        if not self._buffers:
-            self._buffers = [buffer.clone() for buffer in buffers]
-        for kept, buffer in zip(self._buffers, buffers, strict=True):
-            kept.copy_(buffer)
+        if not self._kept:
+            self._kept = [[torch.empty_like(buffer) for buffer in kind] for kind in self._buffers]
+        for kept, buffers in zip(self._kept, self._buffers, strict=True):
+            torch._foreach_copy_(kept, buffers)
         self.phase = "gradients"
 
     @torch.no_grad()
@@ -177,8 +185,8 @@ class State:
         """Goes back to the boundary between two steps; not possible in the update."""
         assert self.phase != "update"
         if self.phase == "gradients":
-            for kept, buffer in zip(self._buffers, self.model.buffers(), strict=True):
-                buffer.copy_(kept)
+            for kept, buffers in zip(self._kept, self._buffers, strict=True):
+                torch._foreach_copy_(buffers, kept)
         self.phase = "between"
 
 
