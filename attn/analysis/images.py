@@ -120,7 +120,7 @@ def batches(
     part = Seeded(Subset(data.dataset, [int(i) for i in indices]), data.transform, seed=0, training=False)
     loaded = evaluation_batches(part, batch_size, workers, Ranks(0, 1, device))
     for batch in bar(loaded, what, -(-len(part) // batch_size)):
-        yield to_device(batch, device, channels_last=False)
+        yield to_device(batch, device, channels_last=False, pixels=data.pixels)
 
 
 def pixels(images: torch.Tensor, data: Data) -> np.ndarray:

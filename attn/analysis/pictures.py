@@ -52,10 +52,11 @@ def load(subject: Subject, wanted: Sequence[str]) -> list[Picture]:
             if int(name) >= len(subject.data):
                 raise UserError(f"images={name}: there are {len(subject.data)} validation images, numbered from 0")
             tensor, label, *_ = subject.data[0, int(name)]
+            tensor = subject.data.pixels.normalised(tensor, torch.contiguous_format)
             title = f"{name}: {subject.classes[label]}" if subject.classes else f"{name}: class {label}"
         else:
             try:
-                tensor = subject.data.transform(read_rgb(str(Path(name).expanduser())))
+                tensor = subject.data.transform.normalised(read_rgb(str(Path(name).expanduser())))
             except (UnreadableImage, OSError) as error:
                 raise UserError(f"images: {error}") from None
             title = Path(name).name

@@ -88,6 +88,14 @@ class Transform:
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         return tensor if self.erasing is None else self.erasing(self.pixels.normalised(tensor, torch.contiguous_format))
 
+    def normalised(self, image: Encoded | Image.Image) -> Tensor:
+        """One image as the network takes it, float32 [3, S, S].
+
+        Raises:
+            UnreadableImage: it is damaged.
+        """
+        return self.pixels.normalised(self(image), torch.contiguous_format)
+
 
 def train_transform(data: Data) -> Transform:
     """The transformation of training images, with the random augmentation of the config."""

@@ -63,7 +63,7 @@ def test_predictions_are_those_of_the_model_and_its_test_transform(trained: Path
     assert found[1].problem is not None
     assert "a/1.png" in found[1].problem
     assert found[1].labels == ()
-    model, transform = attn.load(trained), eval_transform(composed("attention=se", *SMALL).data)
+    model, transform = attn.load(trained), eval_transform(composed("attention=se", *SMALL).data).normalised
     for prediction in found[:1] + found[2:]:
         with torch.no_grad():
             logits = model(transform(Image.open(prediction.image).convert("RGB"))[None])[0].double()
