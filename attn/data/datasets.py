@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data.dataset import ImageDataset
 from torch.utils.data import Dataset
 
+from attn import console
 from attn.config.schema import Data
 from attn.data.imagefolder import Folder, UnreadableImage, class_folders, decode
 from attn.data.root import check_place, data_root
@@ -224,7 +225,7 @@ def from_timm(data: Data, train: bool) -> Dataset:
             f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: {reason}"
         ) from error
     if said.getvalue():
-        print(said.getvalue(), end="")
+        console.say(said.getvalue().rstrip())
     if not hasattr(dataset, "__getitem__"):
         raise ValueError(
             f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not "
