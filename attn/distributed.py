@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -24,23 +24,30 @@ from attn.errors import UserError, as_user_errors, reason
 class Ranks:
     """This process among all of them, and the device that it computes on.
 
-    `store` is the key-value store of the rendezvous; it still works when collectives fail because a rank is gone.
+    `store` is the key-value store of the rendezvous; it still works when collectives fail because a rank is gone. `watch` says
+    when the others are waited for.
     """
 
     rank: int
     world: int
     device: torch.device
     store: dist.Store | None = None
+    watch: console.Watch = field(default_factory=console.Watch, compare=False)
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
+    def waiting(self, what: str = "the other ranks") -> contextlib.AbstractContextManager[None]:
+        """Around a collective: the first rank says it if the other ranks let it wait long."""
+        return self.watch.waiting(what) if self.world > 1 else contextlib.nullcontext()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place, on this rank's device."""
         if self.world > 1:
-            dist.all_reduce(values)
+            with self.waiting():
+                dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -48,12 +55,14 @@ class Ranks:
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, value)
+        with self.waiting():
+            dist.all_gather_object(gathered, value)
         return gathered
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            with self.waiting():
+                dist.barrier()
 
     def announce(self, failure: str) -> None:
         """Tells the other ranks what failed on this one, which may then exit."""
@@ -186,7 +195,9 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
     # held, and one of them may wait for that lock to free a tensor: about 1 run in 50 hung at its very end. So the group is
     # never freed.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    ranks = Ranks(rank, world, where, dist.PrefixStore("attn", store))
     try:
-        yield Ranks(rank, world, where, dist.PrefixStore("attn", store))
+        yield ranks
     finally:
+        ranks.watch.close()
         dist.destroy_process_group()

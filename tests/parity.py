@@ -79,6 +79,22 @@ def listing(network: str) -> dict[str, tuple[int, ...]]:
     return {**dict(theirs(network).values()), **dropped(network)}
 
 
+# FcaNet's 16 best frequencies, by height and width, for maps of 7 x 7.
+TOP16 = [(0, 0), (0, 1), (6, 0), (0, 5), (0, 2), (1, 0), (1, 2), (4, 0), (5, 0), (1, 6), (3, 0), (0, 4), (0, 6), (0, 3), (3, 5), (2, 2)]  # fmt: skip
+
+
+def dct(channels: int, side: int) -> Tensor:
+    """The buffer of FcaNet's authors, [C, S, S]: a frequency for each of 16 equal parts of the channels."""
+
+    def wave(frequency: int) -> Tensor:
+        t = torch.arange(side) + 0.5
+        wave = torch.cos(math.pi * frequency * (side // 7) * t / side) / math.sqrt(side)
+        return wave * math.sqrt(2) if frequency else wave
+
+    maps = [torch.outer(wave(u), wave(v)) for u, v in TOP16]
+    return torch.stack([maps[c * 16 // channels] for c in range(channels)])
+
+
 def check_listing(network: str) -> None:
     """Names, shapes and sizes are those of the authors' checkpoint."""
     lines = sorted(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in listing(network).items())
@@ -89,7 +105,9 @@ def check_listing(network: str) -> None:
 
 def authors_file(network: str, path: Path, prefix: str = "module.") -> dict[str, Tensor]:
     """Saves a checkpoint as the authors' scripts do; returns its tensors by bare name."""
-    tensors = {name: fill(name, shape) for name, shape in listing(network).items()}
+    tensors = {
+        name: dct(*shape[:2]) if ".dct_layer." in name else fill(name, shape) for name, shape in listing(network).items()
+    }
     state = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     torch.save({"epoch": 100, "arch": network, "state_dict": state}, path)
     return tensors

@@ -23,10 +23,12 @@ ROOMS = [
     "backbones",
     "config",
     "models",
+    "timm",
     "distributed",
     "data",
+    "build",
 ]
-ROOMS += ["runs", "evaluation", "tables", "training", "eval", "train"]
+ROOMS += ["runs", "evaluation", "export", "tables", "analysis", "training", "report", "studies", "eval", "train"]
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from attn.attention import START, State
-from attn.backbones.recompute import checkpointed
+from attn.backbones.trace import Trace, Traced, run_block
 
 Step = Callable[[tuple[Tensor, State]], tuple[Tensor, State]]
 
@@ -41,6 +42,15 @@ class Network(nn.Module):
         for step in self.steps():
             inputs = step(inputs)
         return inputs[0]
+
+    def trace(self, x: Tensor) -> Trace:
+        """`forward_features` that also returns what every block got and gave. Blocks run as modules one by one, nothing is recomputed."""
+        inputs: tuple[Tensor, Any] = (x, Traced(START))
+        outputs = []
+        for step in self.steps():
+            inputs = step(inputs)
+            outputs.append(inputs[0])
+        return Trace(inputs[0], inputs[1].passages, tuple(outputs[i] for i in self.taps()))
 
     def forward_intermediates(
         self,
@@ -109,8 +119,8 @@ def stateless(module: Callable[[Tensor], Tensor]) -> Step:
 
 def run_stage(stage: nn.Module, inputs: tuple[Tensor, State], checkpointing: bool) -> tuple[Tensor, State]:
     """Runs the blocks of one stage; with `checkpointing`, each block's activations are recomputed in the backward pass."""
-    if not checkpointing:
+    if not checkpointing and not isinstance(inputs[1], Traced):
         return stage(inputs)
     for block in stage.children():
-        inputs = checkpointed(block, block, inputs)
+        inputs = run_block(block, inputs, checkpointing=checkpointing)
     return inputs

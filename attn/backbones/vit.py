@@ -20,7 +20,7 @@ from torch import Tensor
 from attn.attention import START, Site, State, attend
 from attn.backbones.family import Family, Slot, Socket
 from attn.backbones.network import Network, Step, stateless
-from attn.backbones.recompute import checkpointed
+from attn.backbones.trace import run_block
 
 
 def to_map(tokens: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
         if not isinstance(block, Block):  # timm's other block types, which have no slots
             call = stateless(call)
         # timm itself stores the activations if there is a mask.
-        return checkpointed(block, call, inputs) if self.grad_checkpointing and not masked else call(inputs)
+        return run_block(block, inputs, checkpointing=self.grad_checkpointing and not masked, call=call)
 
     def end(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
         """The stage slot: maps ([N, tokens, C], state) to the same shapes."""
@@ -73,7 +73,7 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
         attention = getattr(self, "attn", None)
         if attention is None or len(self.blocks) < len(self.feature_info):  # blocks that no feature needs were removed
             return inputs
-        x, state = attention((to_map(x), state))
+        x, state = run_block(attention, (to_map(x), state))
         return to_tokens(x), state
 
     def steps(self, attn_mask: Tensor | None = None, is_causal: bool = False) -> list[Step]:

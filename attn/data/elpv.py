@@ -13,7 +13,10 @@ import numpy as np
 
 from attn.data.splits import random_split, stratified
 
-CLASSES = {"probability": ("0", "1/3", "2/3", "1"), "defect": ("functional", "defective")}
+CLASSES = {
+    "probability": tuple(f"defect probability {part}" for part in ("0", "1/3", "2/3", "1")),
+    "defect": ("functional", "defective"),
+}
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-from torchvision.transforms import v2
 
 from attn import console, rng
 from attn.config.schema import Data
 from attn.data.datasets import load_dataset
 from attn.data.imagefolder import UnreadableImage
-from attn.data.transforms import eval_transform, train_transform
+from attn.data.transforms import Pixels, Transform, eval_transform, train_transform
 from attn.data.workers import outlive_signals, worker_count
 from attn.distributed import Ranks
 from attn.errors import UserError
@@ -26,7 +25,10 @@ Key = tuple[int, int]  # epoch, index of the image
 
 
 class Batch(NamedTuple):
-    """Images [N, 3, S, S], labels [N], indices in the data set [N], and whether each replaces an unreadable image [N]."""
+    """Images [N, 3, S, S], labels [N], their indices in the data set [N], and whether each replaces an unreadable one [N].
+
+    The images are uint8, or normalised already; `to_device` normalises them.
+    """
 
     images: Tensor
     labels: Tensor
@@ -43,7 +45,7 @@ class Seeded(Dataset):
     """
 
     def __init__(
-        self, dataset: Dataset, transform: v2.Transform, seed: int, replace_unreadable: bool = False, training: bool = True
+        self, dataset: Dataset, transform: Transform, seed: int, replace_unreadable: bool = False, training: bool = True
     ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
         self.replace_unreadable, self.training = replace_unreadable, training
@@ -51,18 +53,20 @@ class Seeded(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
+    @property
+    def pixels(self) -> Pixels:
+        """How the images are normalised."""
+        return self.transform.pixels
+
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int, bool]:
         epoch, index = key
-        rng.seed_sample(self.seed, "sample", epoch, index)
-        image, label, found = self._read(index)
-        return self.transform(image), label, found, found != index
-
-    def _read(self, index: int) -> tuple[Any, int, int]:
         for offset in range(len(self)):
             found = (index + offset) % len(self)
+            # Before each: a damaged image may have drawn numbers before its damage showed.
+            rng.seed_sample(self.seed, "sample", epoch, index)
             try:
                 image, label = self.dataset[found]
-                return image, label, found
+                return self.transform(image), label, found, found != index
             except UnreadableImage as error:
                 if not self.replace_unreadable:
                     other = (
@@ -139,10 +143,11 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
         worker_init_fn=outlive_signals,
         collate_fn=_collate,
     )
+    watch = console.Watch()
     batches = iter(loader)
     try:
         while True:
-            with console.told_if_slow("the next batch: the data is slow"):
+            with watch.waiting("the next batch: the data is slow"):
                 loaded = next(batches, None)
             if loaded is None:
                 return
@@ -156,6 +161,7 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
             ) from None
         raise
     finally:
+        watch.close()
         # An exception keeps the iterator alive, and its processes would live PATIENCE seconds longer than this one.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
@@ -176,7 +182,18 @@ class _Caught(Dataset):
 
 def _collate(items: list[Any]) -> Any:
     """The items as one batch, or the first error among them."""
-    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+    failed = next((item for item in items if isinstance(item, UserError)), None)
+    if failed is not None:
+        return failed
+    images, *rest = zip(*items, strict=True)
+    return [_stacked(images), *(default_collate(list(values)) for values in rest)]
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images [3, S, S] as a batch. Decoded pixels lie channel by channel within each pixel, and stay so: that copies whole lines."""
+    if images[0].dtype != torch.uint8:
+        return default_collate(list(images))
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 class _Once:
@@ -224,8 +241,8 @@ def evaluation_data(data: Data) -> Seeded:
     return Seeded(dataset, eval_transform(data), seed=0, training=False)
 
 
-def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
-    """Moves a batch, without waiting where the memory is pinned."""
+def to_device(batch: Batch, device: torch.device, channels_last: bool, pixels: Pixels) -> Batch:
+    """Moves a batch, without waiting where the memory is pinned, and normalises its images there."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = batch.images.to(device, memory_format=layout, non_blocking=True)
+    images = pixels.normalised(batch.images.to(device, non_blocking=True), layout)
     return batch._replace(images=images, labels=batch.labels.to(device, non_blocking=True))

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from attn.config.parse import all_metrics
 from attn.config.schema import Config
+from attn.data.ahead import Ahead
 from attn.data.loader import Seeded, evaluation_batches, to_device
 from attn.distributed import Ranks
-from attn.evaluation.scores import ClassCounts, Scores
+from attn.evaluation.scores import ClassCounts, Outcomes, Scores
 
 
 def autocast(amp: str | None, device: torch.device) -> torch.autocast:
@@ -45,6 +46,8 @@ class Settings:
         amp: precision of autocast: bf16, fp16 or None.
         channels_last: memory layout NHWC.
         metrics: further scores, by their names in `ClassCounts.scores`.
+        by_class: also count the images by class.
+        outcomes: also keep what the model says of every image.
     """
 
     batch_size: int
@@ -52,6 +55,8 @@ class Settings:
     amp: str | None = None
     channels_last: bool = False
     metrics: Sequence[str] = ()
+    by_class: bool = False
+    outcomes: bool = False
 
     @classmethod
     def of(cls, cfg: Config, batch_size: int) -> Settings:
@@ -75,35 +80,47 @@ def evaluate_unless(
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)  # images, top-1 and top-5 hits, loss
     stopped = False
-    by_class: Tensor | None = None  # [3, K]
-    batches = evaluation_batches(dataset, settings.batch_size, settings.workers, ranks)
-    parts = -(-len(range(ranks.rank, len(dataset), ranks.world)) // settings.batch_size)
+    counted: Tensor | None = None  # [3, K]
+    parts: list[tuple[Tensor, ...]] = []
+    batches = Ahead(evaluation_batches(dataset, settings.batch_size, settings.workers, ranks), ranks.device)
+    number = -(-len(range(ranks.rank, len(dataset), ranks.world)) // settings.batch_size)
     shown = ranks.first and sys.stderr.isatty()
-    for loaded in tqdm(batches, "validation", parts, leave=False, disable=not shown):
+    for loaded in tqdm(batches, "validation", number, leave=False, disable=not shown):
         if stop():
             stopped = True
             break
-        batch = to_device(loaded, ranks.device, settings.channels_last)
+        batch = to_device(loaded, ranks.device, settings.channels_last, dataset.pixels)
         with autocast(settings.amp, ranks.device):
             logits = model(batch.images)
         logits = logits.double()
         first, five = correct(logits, batch.labels)
-        if settings.metrics:
+        if settings.metrics or settings.by_class:
             counts = ClassCounts.of(guesses(logits)[:, 0], batch.labels, logits.shape[1])
             found = torch.stack([counts.labelled, counts.guessed, counts.hit])
-            by_class = found if by_class is None else by_class + found
+            counted = found if counted is None else counted + found
+        if settings.outcomes:
+            best = guesses(logits)
+            chances = logits.softmax(1).gather(1, best)
+            parts.append(tuple(value.cpu() for value in (batch.indices, batch.labels, best, chances)))
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         sums += torch.stack([torch.full_like(loss, len(batch.labels)), first.double(), five.double(), loss])
+        batches.fetch()
     model.train(training)
     totals = ranks.sum(torch.cat([sums, sums.new_tensor([stopped])]))
     count, correct1, correct5, loss_sum, stops = totals.tolist()
     if stops:
         return None
-    more = {}
-    if settings.metrics:
+    more, classes = {}, None
+    if settings.metrics or settings.by_class:
         # A rank without images does not know the number of classes.
-        classes = max(ranks.gather(0 if by_class is None else by_class.shape[1]))
-        own = by_class if by_class is not None else torch.zeros(3, classes, dtype=torch.int64, device=ranks.device)
-        known = ClassCounts(*ranks.sum(own)).scores()
+        size = max(ranks.gather(0 if counted is None else counted.shape[1]))
+        own = counted if counted is not None else torch.zeros(3, size, dtype=torch.int64, device=ranks.device)
+        classes = ClassCounts(*ranks.sum(own).cpu())
+        known = classes.scores()
         more = {name: known[name] for name in settings.metrics}
-    return Scores(int(count), int(correct1), int(correct5), loss_sum / count, more)
+    whole = None
+    if settings.outcomes:
+        mine = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        whole = Outcomes.of([of_rank for of_rank in ranks.gather(mine) if of_rank])
+    by_class = classes if settings.by_class else None
+    return Scores(int(count), int(correct1), int(correct5), loss_sum / count, more, by_class, whole)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Gate, attend
+from attn.attention import Gate, Recorded, attend
 from attn.kernels.cpu import DTYPES
 from attn.kernels.ops import affine, moments
 
@@ -77,7 +77,8 @@ def block_end(
         shortcut: the shortcut's output, in the shape of norm(y).
         act: the last activation.
     """
-    if means is None or not (isinstance(module, Gate) and fits(norm, y)):
+    # Whoever records the call wants the unweighted map, which the operators do not store.
+    if means is None or isinstance(state, Recorded) or not (isinstance(module, Gate) and fits(norm, y)):
         out, state = attend(module, (*features, norm(y)), state)
         if drop_path is not None:
             out = drop_path(out)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import get_act_layer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attn.attention import Site
 
@@ -38,6 +39,18 @@ class MapBatchNorm(nn.BatchNorm2d):
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
+
+
+def norm_as_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C], in float64, with which a batch norm in evaluation maps x to scale x + shift."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None, "a norm in evaluation has running statistics"
+    assert variance is not None, "a norm in evaluation has running statistics"
+    scale = (variance.detach().double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean.detach().double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
 def bin_average(x: Tensor, size: tuple[int, int]) -> Tensor:

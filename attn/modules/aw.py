@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width, select
+from attn.attention import Attention, Reading, Site, hidden_width, select
 from attn.modules._layers import MapBatchNorm, bin_average, conv_settings
 
 Form = Literal["auto", "grouped", "taps", "scale"]
@@ -116,6 +116,8 @@ class AWConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.filter_scale(x)
         form = self.form if self.form != "auto" else self.cheapest_form(x)
+        if form == "grouped" and "taps" in self.forms and not isinstance(x.shape[0], int):
+            form = "taps"  # torch.export for any batch: a number of groups is a constant there
         if form == "scale":
             y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
             return self.add_bias(y * scale[:, :, :, 0, 0, None])
@@ -212,6 +214,10 @@ class AW(AWConv2d, Attention):
 
     def refine(self, x: Tensor) -> Tensor:
         return AWConv2d.forward(self, x)
+
+    def reading(self, feats: tuple[Tensor, ...], state: None) -> Reading:
+        scale = self.filter_scale(feats[-1])
+        return Reading({"filter": scale - 1 if self.residual else scale})
 
     def forward(  # type: ignore[override]
         self, feats: tuple[Tensor, ...], state: None

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site
+from attn.attention import Attention, Reading, Site
 from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 Branch = Literal["channel", "local_spatial", "global_spatial"]
@@ -130,13 +130,23 @@ class BA2M(Attention):
             raise ValueError(f"BA2M: reduction={options['reduction']} exceeds the {widest} channels of the widest site")
         return super().build(sites, **options)
 
+    def folded(self) -> Attention:
+        return Off() if self.inference == "off" else self
+
     def refine(self, x: Tensor) -> Tensor:
+        weights = self.image_weights(x)
+        return x if weights is None else x * weights.to(x.dtype)[:, None, None, None]
+
+    def image_weights(self, x: Tensor) -> Tensor | None:
+        """What each image's map is multiplied by, [N]; None where the module is off."""
         if not self.training and self.inference == "off":
-            return x
-        weights = scores = self.scores(x)
-        if self.training or self.inference == "softmax":
-            weights = self.weights(scores)
-        return x * weights.to(x.dtype)[:, None, None, None]
+            return None
+        scores = self.scores(x)
+        return self.weights(scores) if self.training or self.inference == "softmax" else scores
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading | None:
+        weights = self.image_weights(feats[-1])
+        return None if weights is None else Reading({"image": weights})
 
     def scores(self, x: Tensor) -> Tensor:
         """One scalar per sample, [N, C, H, W] to [N], in fp32: the normalised scores of eq. 9."""
@@ -154,6 +164,13 @@ class BA2M(Attention):
             log_total, samples = ranks[:, 0].logsumexp(0), ranks[:, 1].sum()
         weights = (scores - log_total).exp()
         return weights * samples if self.times_n else weights
+
+
+class Off(Attention):
+    """The identity."""
+
+    def refine(self, x: Tensor) -> Tensor:
+        return x
 
 
 class SumOverRanks(torch.autograd.Function):

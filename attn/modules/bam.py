@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 
@@ -48,9 +48,16 @@ class BAM(Attention):
         )
 
     def refine(self, x: Tensor) -> Tensor:
+        return x + x * self.weights(x)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The weights of all values, in the shape of x, [N, C, H, W]."""
         channel, spatial = self.channel(x.mean((2, 3)))[:, :, None, None], self.spatial(x)
         joined = channel * spatial if self.product else channel + spatial
-        return x + x * joined.sigmoid()
+        return joined.sigmoid()
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        return Reading({"joint": self.weights(feats[-1])}, (feats[-1].mean((2, 3)),))
 
     @classmethod
     def default_stages(cls, present: Sequence[int]) -> Sequence[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 from attn.modules._layers import MapBatchNorm, scale_channels
 
 Pool = Literal["avg", "max", "avg+max"]
@@ -126,3 +126,14 @@ class CBAM(Attention):
         if self.spatial is not None:
             x = x * self.spatial.excite(self.spatial.squeeze(x))
         return x
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        x, weights = feats[-1], {}
+        descriptors: tuple[Tensor, ...] = ()
+        if self.channel is not None:
+            pooled = self.channel.squeeze(x)
+            weights["channel"], descriptors = self.channel.excite(pooled), tuple(pooled)
+            x = scale_channels(x, weights["channel"])
+        if self.spatial is not None:
+            weights["spatial"] = self.spatial.excite(self.spatial.squeeze(x))
+        return Reading(weights, descriptors)

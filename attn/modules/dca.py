@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Site, hidden_width
+from attn.attention import Attention, Gate, Reading, Site, hidden_width
 
 Schema = Literal["direct", "softmax", "weighted"]
 Matching = Literal["1fc", "2fc"]
@@ -38,6 +38,10 @@ class Printed(nn.Module):
         super().__init__()
         self.schema = schema
         self.alpha_beta = nn.Parameter(torch.tensor([1.0, 0.0]))
+
+    def scalars(self) -> tuple[Tensor, Tensor]:
+        """alpha and beta."""
+        return self.alpha_beta[0], self.alpha_beta[1]
 
     def join(self, own: Tensor, previous: Tensor) -> Tensor:
         """f(alpha G, beta T) of two tensors of one shape, in the precision of the parameters."""
@@ -190,6 +194,13 @@ class DCA(Gate):
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         weights, handed_on = self.weigh([self.base.squeeze(feats[-1])], state)
         return self.base.scale(feats[-1], weights), handed_on
+
+    def reading(self, feats: tuple[Tensor, ...], state: Tensor | None) -> Reading:
+        own = self.base.squeeze(feats[-1])
+        return Reading({"channel": self.weigh([own], state)[0]}, (own,))
+
+    def connections(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {} if self.first or self.connect is None else {"": self.connect.scalars()}
 
     def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
         return self.base.squeeze_moments(mean, variance)

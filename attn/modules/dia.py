@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 
 State = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # h [N, C], c [N, C], the cell's parameters
 
@@ -38,15 +38,22 @@ class DIA(Attention):
 
     def forward(self, feats: tuple[Tensor, ...], state: State | None) -> tuple[Tensor, State]:
         x = feats[-1]
-        z = x.mean((2, 3))
+        h, c, parameters = self.advance(x.mean((2, 3)), state)
+        return x * h[:, :, None, None].to(x.dtype), (h, c, parameters)
+
+    def advance(self, z: Tensor, state: State | None) -> State:
+        """The next state of the cell, from the descriptor [N, C]."""
         if self.cell is not None:
             h = c = torch.zeros_like(z)
             parameters: tuple[Tensor, ...] = tuple(self.cell.parameters())
         else:
             assert state is not None, "a site without a cell of its own has a previous one"
             h, c, parameters = state
-        h, c = step(z, h, c, parameters)
-        return x * h[:, :, None, None].to(x.dtype), (h, c, parameters)
+        return (*step(z, h, c, parameters), parameters)
+
+    def reading(self, feats: tuple[Tensor, ...], state: State | None) -> Reading:
+        z = feats[-1].mean((2, 3))
+        return Reading({"channel": self.advance(z, state)[0]}, (z,))
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:

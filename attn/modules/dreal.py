@@ -69,6 +69,13 @@ class DREAL(SE):
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
         return [cls(site, first=i == 0, **options) for i, site in enumerate(sites)]
 
+    def folded(self) -> SE:
+        """Without the critic."""
+        alone: SE = SE.__new__(SE)
+        nn.Module.__init__(alone)
+        alone.fc1, alone.fc2, alone.gate = self.fc1, self.fc2, self.gate
+        return alone
+
     def objective_parameters(self) -> list[str]:
         return [name for name, _ in self.named_parameters() if name.startswith(("view.", "critic."))]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 from attn.modules._layers import VectorBatchNorm, activation
 
 
@@ -87,6 +88,10 @@ class SK(Attention):
     def refine(self, x: Tensor) -> Tensor:
         maps = self.split(x)
         return self.select(maps, self.excite(self.squeeze(maps).sum(1)))
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        pooled = self.squeeze(self.split(feats[-1]))
+        return Reading({"branch": self.excite(pooled.sum(1))}, tuple(pooled.unbind(1)))
 
 
 def branch_conv(conv: nn.Conv2d, dilation: int, groups: int | None) -> nn.Conv2d:

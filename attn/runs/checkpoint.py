@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn import __version__
+from attn import __version__, console
 from attn.errors import UserError
 from attn.runs import entries
 from attn.runs.files import replace_by_link, sync_folder
@@ -80,11 +80,12 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not check the checksums: a flipped byte would load silently
-        if damaged is not None:
-            raise BadCheckpoint(f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong")
-        content = torch.load(path, map_location=device, weights_only=True)
+        with console.told_if_slow(f"checkpoint {path} to be read"):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not check the checksums: a flipped byte would load silently
+            if damaged is not None:
+                raise BadCheckpoint(f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong")
+            content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise BadCheckpoint(f"checkpoint {path}: no such file") from None
     except IsADirectoryError:
@@ -163,6 +164,9 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(node, Mapping):
         for key, child in node.items():
             yield from _tensors(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _tensors(child, f"{name}.{index}")
 
 
 @cache

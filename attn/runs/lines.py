@@ -18,8 +18,12 @@ def parse_rows(path: Path, key: str) -> tuple[list[dict[str, Any]], list[int]]:
     A row is an object of numbers and nulls, whose `key` is an integer, 1 or more. A number that is not finite is read as
     null.
     """
+    return parse_text(path.read_bytes().decode(errors="replace") if path.exists() else "", key)
+
+
+def parse_text(content: str, key: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """`parse_rows` of what a file holds."""
     rows, damaged = [], []
-    content = path.read_bytes().decode(errors="replace") if path.exists() else ""
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue

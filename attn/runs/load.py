@@ -16,7 +16,7 @@ from attn.errors import UserError, reason
 from attn.kernels import Kernels, form_here
 from attn.models import spec
 from attn.models.create import check_input, create_model
-from attn.runs.checkpoint import BadCheckpoint, non_finite, read
+from attn.runs.checkpoint import BadCheckpoint, non_finite
 
 OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # options of timm
 
@@ -113,7 +113,7 @@ def load(
     """The model of a checkpoint, in eval mode.
 
     Args:
-        path: `last.pt` or `best.pt` of a run.
+        path: `last.pt` or `best.pt` of a run, a folder of `attn.save_pretrained`, or `hf-hub:organisation/name[@revision]`.
         ema: the averaged weights; by default where the checkpoint holds them.
         device: where to put it.
         trust: modules of your own whose attentions the checkpoint may name, such as `["mine"]`: importing one executes it.
@@ -127,7 +127,9 @@ def load(
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
-    content = read(path, device)
+    from attn.runs import pretrained  # which saves what is loaded here
+
+    content = pretrained.read(path, device)
     model = build(with_kernels_here(trusted(load_config(content, path), trust, f"checkpoint {path}")))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()
@@ -159,6 +161,8 @@ RESERVED = {
     "in_chans",
     "checkpoint_path",
     "kernels",
+    "device",
+    "dtype",
 }
 
 

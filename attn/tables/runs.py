@@ -53,7 +53,7 @@ def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
     for path in sorted(top.rglob(metrics.METRICS)):
         try:
             content = yaml.safe_load((path.parent / directory.CONFIG).read_text())
-            found.setdefault(_network_key(content), []).append((path.parent, content))
+            found.setdefault(network_key(content), []).append((path.parent, content))
         except FileNotFoundError:
             continue  # a folder of something else
         except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -61,7 +61,8 @@ def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
     return found
 
 
-def _network_key(content: Mapping[str, Any]) -> str:
+def network_key(content: Mapping[str, Any]) -> str:
+    """What a config trains on what: equal for runs of one network and data set."""
     network = without_defaults(content["backbone"], parse.without_partial(content["attention"] or {}))
     return json.dumps([network, content["data"]["name"]], sort_keys=True)
 
@@ -73,7 +74,7 @@ def matching_runs(row: Row, found: Mapping[str, list[tuple[Path, dict[str, Any]]
         return []
     wanted = {"backbone": build.mapping("backbone"), "attention": build.mapping("attention"), "data": {"name": build.data}}
     runs = []
-    for path, content in found.get(_network_key(wanted), []):
+    for path, content in found.get(network_key(wanted), []):
         reached = _best(metrics.read_metrics(path)) if not build.test else _tested(path, dict(build.test))
         if reached is not None:
             scores, epoch = reached

@@ -53,7 +53,7 @@ MISTAKES = {
     "data.crop_scale=[0.5,3]": ["data.crop_scale", "at most 1"],
     "data.test_resize=16": ["data.test_resize=16", "data.image_size=32"],
     "data.auto_augment=foo": ["data.auto_augment=foo", "rand-m9"],
-    "data=timm data.dataset=foo": ["data.dataset=foo", "needs data.root"],
+    "data=timm data.dataset=torch/cifar10": ["data.dataset=torch/cifar10", "needs data.root"],
     "data.image_size=32 backbone.name=swin_tiny_patch4_window7_224": ["data.image_size=32", "swin", "224"],
     "backbone.name=50": ["backbone.name=50", "backbone=resnet50"],
     "backbone.name=resnet50.nope": ["resnet50.nope", "Invalid pretrained tag"],

@@ -401,7 +401,7 @@ def test_json_is_strict(tmp_path: Path) -> None:
 
 
 # Sources of timm that read files: an image that cannot be read is treated as an image folder's.
-TIMM = ["folder/x", "torch/image_folder"]
+TIMM = ["folder/", "torch/image_folder"]
 
 
 def image_folder(root: Path, classes: dict[str, list[str]], images: int = 8) -> Path:
@@ -420,7 +420,7 @@ def timm_options(root: Path, dataset: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "damage"), [("folder/x", None), ("torch/image_folder", b"text")], ids=["folder-truncated", "torch-text"]
+    ("dataset", "damage"), [("folder/", None), ("torch/image_folder", b"text")], ids=["folder-truncated", "torch-text"]
 )
 def test_timm_replaces_no_image_by_itself(tmp_path: Path, dataset: str, damage: bytes | None) -> None:
     root = image_folder(tmp_path / "data", {"train": ["a", "b"], "validation": ["a", "b"]})
@@ -450,14 +450,14 @@ def test_classes_are_compared_for_every_source(tmp_path: Path, dataset: str) -> 
 
 def test_classes_are_compared_with_those_of_a_checkpoint(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "data", {"train": ["cat", "dog"], "validation": ["cat", "dog"]})
-    finished(tmp_path / "run", base=timm_options(root, "folder/x"))
+    finished(tmp_path / "run", base=timm_options(root, "folder/"))
     other = image_folder(tmp_path / "other", {"val": ["cat", "elk"]})
     request = job.Request(str(tmp_path / "run" / "last.pt"), device="cpu", data={"root": str(other), "val_split": "val"})
     with pytest.raises(UserError, match="label 1 is 'dog' in one and 'elk' in the other"):
         job.run(request)
 
 
-@pytest.mark.parametrize("dataset", ["folder/x", "folder", "torch/image_folder"])
+@pytest.mark.parametrize("dataset", ["folder/", "folder", "torch/image_folder"])
 def test_timm_does_not_take_the_root_for_a_split(tmp_path: Path, dataset: str) -> None:
     image_folder(tmp_path, {".": ["a", "b"]})
     cfg = compose_config(timm_options(tmp_path, dataset), tmp_path / "run")
