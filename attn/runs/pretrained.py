@@ -1,4 +1,5 @@
-"""A model as a folder that others can load: weights as safetensors, the config as JSON, a model card; here or on the Hugging Face Hub.
+"""A model as a folder that others can load: weights as safetensors, the config as JSON, a model card; here or on the Hugging
+Face Hub.
 
 model.safetensors   the weights, averaged ones where the run has them
 config.json         what timm reads of a network of its own, and under `attn` what this package needs

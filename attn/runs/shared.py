@@ -22,7 +22,8 @@ KEPT = ("step", "evaluated", "best", "classes", "versions", "origin")  # of a ch
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """A checkpoint: a file as `checkpoint.read` takes it, a folder of `save_pretrained`, or `hf-hub:organisation/name[@revision]`.
+    """A checkpoint: a file as `checkpoint.read` takes it, a folder of `save_pretrained`, or
+    `hf-hub:organisation/name[@revision]`.
 
     Nothing of it is executed.
 

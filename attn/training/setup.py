@@ -255,7 +255,8 @@ def wrap(cfg: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
 
 
 def expect_possible(found: Found, per_epoch: int) -> None:
-    """Checks that a checkpoint's counters are ones that training reaches; else nothing would be trained, or nothing evaluated.
+    """Checks that a checkpoint's counters are ones that training reaches; else nothing would be trained, or nothing
+    evaluated.
 
     Raises:
         BadCheckpoint: more epochs than its own config asks for, or more steps than its epochs have here.
@@ -264,13 +265,14 @@ def expect_possible(found: Found, per_epoch: int) -> None:
     asked = optim.total_epochs(load.load_config(found.content, found.path).schedule)
     if evaluated > math.ceil(asked):
         raise checkpoint.BadCheckpoint(
-            f"checkpoint {found.path} is damaged: it has {evaluated} evaluated epochs, and its own schedule.epochs asks for {asked:g}"
+            f"checkpoint {found.path} is damaged: it has {evaluated} evaluated epochs, and its own schedule.epochs asks for "
+            f"{asked:g}"
         )
     if step > (evaluated + 1) * per_epoch:
         raise checkpoint.BadCheckpoint(
-            f"checkpoint {found.path} is at step {step} after {evaluated} evaluated epochs, which is beyond the next one's end: an epoch "
-            f"has {per_epoch} steps here. It is damaged, or was trained on more images or with another schedule.batch_size: use those, "
-            "or start from its weights by init= and another run_dir="
+            f"checkpoint {found.path} is at step {step} after {evaluated} evaluated epochs, which is beyond the next one's "
+            f"end: an epoch has {per_epoch} steps here. It is damaged, or was trained on more images or with another "
+            "schedule.batch_size: use those, or start from its weights by init= and another run_dir="
         )
 
 
