@@ -59,7 +59,8 @@ class Reading:
 
     Attributes:
         weights: by what they weight. `channel` [N, C]; `spatial` [N, 1, H, W], or one map per group of channels; `joint`
-            [N, C, H, W]; `branch` [N, M, C], of M branches; `filter` [N, C, C_in or 1, h, w], of a convolution's filters; `image` [N].
+            [N, C, H, W]; `branch` [N, M, C], of M branches; `filter` [N, C, C_in or 1, h, w], of a convolution's filters;
+            `image` [N].
         descriptors: the pooled features, each [N, C_i]; empty if it pools none.
         bridged: of a bridge attention, the squeezed descriptors whose sum gives the weights, each [N, c], after their norm
             where they have one; else empty.
@@ -96,14 +97,16 @@ class Attention(nn.Module):
         return self.refine(feats[-1]), state
 
     def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading | None:
-        """What `forward` computes for the same arguments, to be looked at; None from an attention without weights to hand out.
+        """What `forward` computes for the same arguments, to be looked at; None from an attention without weights to hand
+        out.
 
         Self-attention between positions (AA, SASA, EA) has none: its weights belong to pairs of positions.
         """
         return None
 
     def connections(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The scalars alpha and beta by which it joins its own descriptors and those of the previous site, by the name of the join.
+        """The scalars alpha and beta by which it joins its own descriptors and those of the previous site, by the name of
+        the join.
 
         Empty at a site that joins nothing: in other attentions than DCA, and at the first site.
         """
@@ -119,8 +122,8 @@ class Attention(nn.Module):
     def folded(self) -> Attention:
         """What takes this module's place in a network for inference (`attn.fuse`): the same function in evaluation mode.
 
-        Override this if a part of the forward pass depends on the parameters alone, and can be computed once. Batch norms after
-        a convolution or a linear layer need nothing: they are found. By default the module itself.
+        Override this if a part of the forward pass depends on the parameters alone, and can be computed once. Batch norms
+        after a convolution or a linear layer need nothing: they are found. By default the module itself.
         """
         return self
 

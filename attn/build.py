@@ -1,6 +1,7 @@
 """The command `attn-build`: compiles what is optional and makes things faster, for this machine: `python -m attn.build`.
 
-These are the operators' C++ form for the CPU (attn/kernels/build.py) and the decoder of parts of JPEG files (attn/data/region.py).
+These are the operators' C++ form for the CPU (attn/kernels/build.py) and the decoder of parts of JPEG files
+(attn/data/region.py).
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def bar(items: Iterable[Item], what: str, total: int | None = None, delay: float
 
 
 class Watch:
-    """Says what is being waited for when a wait takes long, for loops that wait often: one thread watches all of their waits.
+    """Says what is being waited for when a wait takes long, for loops that wait often: one thread watches all of their
+    waits.
 
     Only the first rank says it. Close it to end the thread.
     """

@@ -24,8 +24,8 @@ from attn.errors import UserError, as_user_errors, reason
 class Ranks:
     """This process among all of them, and the device that it computes on.
 
-    `store` is the key-value store of the rendezvous; it still works when collectives fail because a rank is gone. `watch` says
-    when the others are waited for.
+    `store` is the key-value store of the rendezvous; it still works when collectives fail because a rank is gone. `watch`
+    says when the others are waited for.
     """
 
     rank: int

@@ -1,9 +1,9 @@
 """The pairings in timm's registry: after `import attn.timm`, `timm.create_model("ba_resnet50")` builds BA-Net-50.
 
-A name is `ATTENTION_BACKBONE`, for every name of `attn.list_attentions()` but `none` (which is timm's own network, under timm's own
-name) and every one of `attn.list_backbones()`. timm's attended networks have no underscore (`seresnet50`) or another backbone
-(`eca_resnet33ts`), and a name that timm has is refused, so nothing of timm's is replaced. `register` adds further pairings.
-Whether an attention fits a backbone is known when the network is built, as with `attn.create_model`.
+A name is `ATTENTION_BACKBONE`, for every name of `attn.list_attentions()` but `none` (which is timm's own network, under
+timm's own name) and every one of `attn.list_backbones()`. timm's attended networks have no underscore (`seresnet50`) or
+another backbone (`eca_resnet33ts`), and a name that timm has is refused, so nothing of timm's is replaced. `register` adds
+further pairings. Whether an attention fits a backbone is known when the network is built, as with `attn.create_model`.
 
 timm's scripts import it by `--device-modules attn.timm`.
 """
@@ -89,8 +89,8 @@ def _build(
     """The network of a pairing, as timm's factory asks for it.
 
     Args:
-        pretrained: weights of the pairing where `pretrained_cfg` says where they are (`hf-hub:`, `local-dir:`), else timm's of the
-            backbone, under attentions as initialised.
+        pretrained: weights of the pairing where `pretrained_cfg` says where they are (`hf-hub:`, `local-dir:`), else timm's
+            of the backbone, under attentions as initialised.
         pretrained_cfg: a tag of the backbone's weights, or what describes weights and images.
         kwargs: of `attn.create_model`; and `attention`, a mapping of slots instead of the one that the name stands for.
     """
@@ -129,8 +129,8 @@ def expect_own_modules(slots: Mapping[str, Any]) -> None:
     for where, target in spec.targets(slots):
         if not str(target).startswith("attn.modules."):
             raise ValueError(
-                f"attention.{where}={target} is not of the package attn, and importing it may execute anything; if you trust it, "
-                "build the model by attn.create_model"
+                f"attention.{where}={target} is not of the package attn, and importing it may execute anything; if you "
+                "trust it, build the model by attn.create_model"
             )
 
 

@@ -1,7 +1,7 @@
 """Draws what attention does: `python scripts/analyse.py KIND checkpoint=A [checkpoint=B ...] [data=NAME] [key=value ...]`.
 
-Writes a picture (PNG and SVG) and the numbers in it (CSV). `--help` lists the kinds, `KIND --help` the keys of one; docs/analysis.md
-shows them all.
+Writes a picture (PNG and SVG) and the numbers in it (CSV). `--help` lists the kinds, `KIND --help` the keys of one;
+docs/analysis.md shows them all.
 """
 
 from __future__ import annotations

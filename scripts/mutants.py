@@ -131,13 +131,10 @@ def run_tests(copy: Path, tests: Sequence[str], output: Path, timeout: float, *o
 
 def those_that_can_run(mutants: Sequence[Mutant]) -> tuple[list[Mutant], list[Mutant]]:
     """The mutants whose tests can be imported, and those that need MMDetection where it is not installed."""
+    if importlib.util.find_spec("mmdet") is not None:  # only looked for: its import here could bring attn of this checkout
+        return list(mutants), []
     needy = [mutant for mutant in mutants if any(test.startswith("tests/detection/") for test in mutant.tests)]
-    try:
-        if needy:
-            importlib.import_module("detection")
-    except ImportError:
-        return [mutant for mutant in mutants if mutant not in needy], needy
-    return list(mutants), []
+    return [mutant for mutant in mutants if mutant not in needy], needy
 
 
 def main() -> None:

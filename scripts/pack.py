@@ -1,7 +1,8 @@
-"""Writes a packed copy of a data set, which data=packed reads: `python scripts/pack.py OUT data=imagenet data.root=/data/imagenet`.
+"""Writes a packed copy of a data set, which data=packed reads: `python scripts/pack.py OUT data=imagenet
+data.root=/data/imagenet`.
 
-By default it holds the original files: training gives the same bits, from few large files instead of many small ones. With --side
-larger images are resized first, which saves most of the decoding. It can be interrupted; the same command continues.
+By default it holds the original files: training gives the same bits, from few large files instead of many small ones. With
+--side larger images are resized first, which saves most of the decoding. It can be interrupted; the same command continues.
 """
 
 from __future__ import annotations

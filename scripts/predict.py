@@ -1,7 +1,8 @@
-"""Classifies images of your own: `python scripts/predict.py checkpoint=best.pt images=photos [topk=5] [out=predictions.csv]`.
+"""Classifies images of your own: `python scripts/predict.py checkpoint=best.pt images=photos [topk=5]
+[out=predictions.csv]`.
 
-`images` is a folder, a pattern such as 'photos/*.jpg', or a file. Files that cannot be read are named and left out; if none can be
-read, the exit code is 1. `--help` lists all keys.
+`images` is a folder, a pattern such as 'photos/*.jpg', or a file. Files that cannot be read are named and left out; if none
+can be read, the exit code is 1. `--help` lists all keys.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""Trains on the workers of a Ray cluster: `python scripts/ray_train.py --workers 8 --gpu attention=ba run_dir=/shared/runs/ba`.
+"""Trains on the workers of a Ray cluster: `python scripts/ray_train.py --workers 8 --gpu attention=ba
+run_dir=/shared/runs/ba`.
 
-Ray places the workers and starts them again when a node dies; on each, attn's own training runs as it does under torchrun, and
-continues from the last checkpoint of `run_dir`, which all nodes have to share.
+Ray places the workers and starts them again when a node dies; on each, attn's own training runs as it does under torchrun,
+and continues from the last checkpoint of `run_dir`, which all nodes have to share.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One self-contained page of many runs: `python scripts/report.py runs [out=report.html] [figures=FOLDER]`.
 
-Every finished run below the given folders is in it: a table over seeds, a verdict for each pair of methods, learning curves, the
-papers' printed values, pictures that lie beside the runs or in the folder of figures=, configs, and the commands to repeat all of it.
-What is left out is named. docs/report.md says how to read it.
+Every finished run below the given folders is in it: a table over seeds, a verdict for each pair of methods, learning curves,
+the papers' printed values, pictures that lie beside the runs or in the folder of figures=, configs, and the commands to
+repeat all of it. What is left out is named. docs/report.md says how to read it.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python scripts/results.py run digits --methods none,se --seeds 0,1
     python scripts/results.py table digits --out docs/results
 
-`run` trains what is not finished, one run after the other; a study that was killed goes on where it was. `table` writes the page of the
-results, and beside it the raw metrics of every finished run, from which the page can be made again.
+`run` trains what is not finished, one run after the other; a study that was killed goes on where it was. `table` writes the
+page of the results, and beside it the raw metrics of every finished run, from which the page can be made again.
 """
 
 from __future__ import annotations

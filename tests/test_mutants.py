@@ -57,6 +57,7 @@ def test_a_copys_tests_see_the_copys_code(mutants: ModuleType, tmp_path: Path, b
     (copy / "test_it.py").write_text(f"from attn import VALUE\n\n\ndef test_it():\n    {body}\n")
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); import mutants; from pathlib import Path; copy = Path(sys.argv[2]);"
+        "mutants.those_that_can_run(mutants.load());"
         "print(mutants.run_tests(copy, ['test_it.py::test_it'], copy.parent / 'output.txt', 10))"
     )
     result = mutants.subprocess.run(

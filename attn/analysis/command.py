@@ -61,8 +61,8 @@ def _cost(options: Cost, out: str) -> list[Path]:
     given = [name for name, value in sources.items() if value]
     if len(given) != 1:
         raise UserError(
-            f"cost takes one of checkpoint=, runs= and paper=, as in cost checkpoint=best.pt or cost paper=ba_net table=2; given: "
-            f"{', '.join(given) or 'none'}"
+            f"cost takes one of checkpoint=, runs= and paper=, as in cost checkpoint=best.pt or cost paper=ba_net table=2; "
+            f"given: {', '.join(given) or 'none'}"
         )
     if options.table is not None and options.paper is None:
         raise UserError(f"table={options.table} needs paper=, as in paper=ba_net")

@@ -1,8 +1,8 @@
 """How much each block's attention takes from the previous one. DCANet, Figure 5.
 
-The join of a block is f(alpha G, beta T) of its own descriptor G and the previous block's T. Both scalars may have either sign, so
-the contribution of T is |beta| / (|alpha| + |beta|). The first block has no previous one; the join that the authors' networks
-contain there is never used, and left out.
+The join of a block is f(alpha G, beta T) of its own descriptor G and the previous block's T. Both scalars may have either
+sign, so the contribution of T is |beta| / (|alpha| + |beta|). The first block has no previous one; the join that the
+authors' networks contain there is never used, and left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Grad-CAM at a stage, at a block, or at each step within a block. Selvaraju et al.: Grad-CAM, ICCV 2017; DCANet, Figures 1 and 4.
+"""Grad-CAM at a stage, at a block, or at each step within a block. Selvaraju et al.: Grad-CAM, ICCV 2017; DCANet, Figures 1
+and 4.
 
-L = relu(sum_c w_c A_c), w_c = the mean over positions of d score / d A_c. A map is scaled to 0 ... 1 and enlarged to the image, as
-the package grad-cam does.
+L = relu(sum_c w_c A_c), w_c = the mean over positions of d score / d A_c. A map is scaled to 0 ... 1 and enlarged to the
+image, as the package grad-cam does.
 """
 
 from __future__ import annotations
@@ -79,8 +80,9 @@ def measure(
         slope = None if gradient is None else as_map(gradient, model, size)
         if slope is None or not bool(slope.any()):
             raise UserError(
-                f"{name}: the score has no gradient at the {place}: what comes after reads nothing of it (as a classifier does that reads "
-                "the class token alone, or a branch whose last norm has the weight 0); choose another place with at="
+                f"{name}: the score has no gradient at the {place}: what comes after reads nothing of it (as a classifier "
+                "does that reads the class token alone, or a branch whose last norm has the weight 0); choose another place "
+                "with at="
             )
         maps.append(cam(as_map(activation.detach(), model, size), slope, size))
     probability = seen.logits.detach().softmax(1).gather(1, chosen[:, None])[:, 0]
@@ -160,7 +162,8 @@ def steps_within(seen: Pass, label: str) -> dict[str, Tensor]:
     dense = isinstance(passage.input, list)
     if isinstance(passage.block, StageAttention) or len(feats) < 2 or not (dense or feats[0] is passage.input):
         raise UserError(
-            f"at={label}: {type(passage.block).__name__} is no block of convolutions with steps to show: leave out inside=true"
+            f"at={label}: {type(passage.block).__name__} is no block of convolutions with steps to show: leave out "
+            "inside=true"
         )
     names = ["block input", *(f"conv {i}" for i in range(1, len(feats)))]
     return {**dict(zip(names, feats, strict=True)), "block output": passage.output}

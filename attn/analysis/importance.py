@@ -1,9 +1,9 @@
 """How much each bridged layer decides on the weights of a block. BA-Net, Algorithm 1 and Figure 5.
 
-For each block a random forest predicts the channel weights [N, C] from the squeezed descriptors x = cat([S_1, ..., S_k], 1), each
-[N, c] after its norm. A layer's importance is the sum of the forest's feature importances over its c columns, divided by the
-largest of the block. (The algorithm prints a reshape of [N, c, k], which would interleave the layers, and a count of c - 1 columns;
-both are slips: its text takes whole layers.)
+For each block a random forest predicts the channel weights [N, C] from the squeezed descriptors x = cat([S_1, ..., S_k], 1),
+each [N, c] after its norm. A layer's importance is the sum of the forest's feature importances over its c columns, divided
+by the largest of the block. (The algorithm prints a reshape of [N, c, k], which would interleave the layers, and a count of
+c - 1 columns; both are slips: its text takes whole layers.)
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ def values(readings: Sequence[Reading], kind: str | None = None) -> tuple[str, T
 def channel_profile(readings: Sequence[Reading]) -> Tensor | None:
     """One weight per image and channel, [N, C], or None.
 
-    Of an attention with several weights per channel it is their mean over positions or taps; of several branches the first one's.
+    Of an attention with several weights per channel it is their mean over positions or taps; of several branches the first
+    one's.
     """
     for name in CHANNELS:
         found = values(readings, name)

@@ -15,7 +15,8 @@ from attn.kernels.block import hooked
 
 
 class Folded(nn.Module):
-    """In the place of a norm that is part of the layer before it, or of a dropout: only the activation that it brought along.
+    """In the place of a norm that is part of the layer before it, or of a dropout: only the activation that it brought
+    along.
 
     `train()` raises an error: without these layers, a network would train, but as another one.
 

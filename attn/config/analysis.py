@@ -152,7 +152,8 @@ KINDS: dict[str, type[Output]] = {
 def read(arguments: Sequence[str]) -> tuple[str, Any]:
     """The kind and the keys of a command line `KIND key=value ...`.
 
-    Lists are written `[a,b]`; a key of a list that is given again adds to it. `data=NAME` and `data.KEY=VALUE` are those of eval.py.
+    Lists are written `[a,b]`; a key of a list that is given again adds to it. `data=NAME` and `data.KEY=VALUE` are those of
+    eval.py.
 
     Raises:
         UserError: an unknown kind or key, or a value that does not fit.

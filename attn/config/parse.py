@@ -34,8 +34,8 @@ def parse(composed: DictConfig, used: bool = False) -> Config:
 
     Args:
         composed: the config.
-        used: it is of a network that is there, so that only what describes the network has to be in range: an older version may
-            have trained it with values that this one refuses.
+        used: it is of a network that is there, so that only what describes the network has to be in range: an older version
+            may have trained it with values that this one refuses.
 
     Raises:
         UserError: a key is unknown, a value has the wrong type or is out of range.
@@ -222,8 +222,9 @@ def validate(config: Config) -> None:
                 value, default = getattr(schedule, name), getattr(Schedule(), name)
                 if value != default:
                     raise UserError(
-                        f"schedule.{name}={_shown(value)} is of {owner}, and schedule.optimizer={schedule.optimizer} does not read it: "
-                        f"leave it at {_shown(default)}; the optimizer's own options are schedule.optimizer_options"
+                        f"schedule.{name}={_shown(value)} is of {owner}, and schedule.optimizer={schedule.optimizer} does "
+                        f"not read it: leave it at {_shown(default)}; the optimizer's own options are "
+                        "schedule.optimizer_options"
                     )
     if any(milestone < 1 for milestone in schedule.milestones):
         raise UserError(f"schedule.milestones={list(schedule.milestones)}: must be epochs, 1 or more")
@@ -279,8 +280,8 @@ def check_data(data: Data) -> None:
         if entry.read_by and value != entry.default and data.source not in entry.read_by:
             readers = " and ".join(entry.read_by)
             raise UserError(
-                f"{entry.name}={value}: data.source={data.source} takes none, only {readers} {'do' if ' ' in readers else 'does'}; leave "
-                "the key out"
+                f"{entry.name}={value}: data.source={data.source} takes none, only {readers} "
+                f"{'do' if ' ' in readers else 'does'}; leave the key out"
             )
     for split in ("train_split", "val_split"):
         if not getattr(data, split):

@@ -44,7 +44,8 @@ class Ahead:
     def fetch(self) -> None:
         """Fetches the next batch and begins to copy it; to be called once the work on the last one is queued.
 
-        An error, or the end, is kept until that batch is asked for. On the CPU nothing works meanwhile, and nothing is fetched.
+        An error, or the end, is kept until that batch is asked for. On the CPU nothing works meanwhile, and nothing is
+        fetched.
         """
         if self._stream is None or self._fetched is not None:
             return

@@ -15,6 +15,7 @@ from PIL import Image
 from timm.data.dataset import ImageDataset
 from torch.utils.data import Dataset
 
+from attn import console
 from attn.config.schema import Data
 from attn.data.imagefolder import Encoded, Folder, UnreadableImage, class_folders
 from attn.data.packed import Packed
@@ -240,7 +241,7 @@ def from_timm(data: Data, train: bool) -> Dataset:
             f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: {reason}"
         ) from error
     if said.getvalue():
-        print(said.getvalue(), end="")
+        console.say(said.getvalue().rstrip())
     if not hasattr(dataset, "__getitem__"):
         raise ValueError(
             f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,7 +75,7 @@ class Seeded(Dataset):
                         else "for a test image is never replaced: the score would count another one"
                     )
                     raise UserError(f"{error}; repair or remove it, {other}") from None
-                print(f"warning: {error}; replaced by the next image", file=sys.stderr)
+                console.warn(f"{error}; replaced by the next image")
         raise UserError("data.on_error=replace: not one image of the data set can be read")
 
 

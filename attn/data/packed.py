@@ -4,7 +4,8 @@
     ROOT/SPLIT/index.npy      for each image its place in its shard, its length, its CRC-32 and its label
     ROOT/SPLIT/00000.shard    the files of the first `per_shard` images, then those of the next ones ...
 
-`scripts/pack.py` makes it (attn/data/pack.py). Images are read by their number, so batches are those of the data set it was made of.
+`scripts/pack.py` makes it (attn/data/pack.py). Images are read by their number, so batches are those of the data set it was
+made of.
 """
 
 from __future__ import annotations

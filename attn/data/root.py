@@ -40,8 +40,8 @@ def check_place(data: Data) -> None:
         for split in (data.train_split, data.val_split) if data.source in ("imagefolder", "packed") else ():
             if not (root / split).is_dir():
                 raise ValueError(
-                    f"{root / split}: no such folder; data.root={data.root} must hold the folders {data.train_split} (data.train_split) and "
-                    f"{data.val_split} (data.val_split), each with one folder per class"
+                    f"{root / split}: no such folder; data.root={data.root} must hold the folders {data.train_split} "
+                    f"(data.train_split) and {data.val_split} (data.val_split), each with one folder per class"
                 )
     if data.source == "timm" and not data.dataset:
         raise ValueError(
@@ -49,6 +49,6 @@ def check_place(data: Data) -> None:
         )
     if data.source == "timm" and not re.fullmatch(TIMM, str(data.dataset), re.IGNORECASE):
         raise ValueError(
-            f"data.dataset={data.dataset}: must be folder, tar, or a name that begins with torch/, hfds/, hfids/, tfds/ or wds/; timm "
-            "would take any other for a folder"
+            f"data.dataset={data.dataset}: must be folder, tar, or a name that begins with torch/, hfds/, hfids/, tfds/ or "
+            "wds/; timm would take any other for a folder"
         )

@@ -66,12 +66,13 @@ def predict(
     """The likeliest classes of each image, in the order of the images, as they are computed.
 
     Args:
-        model: a checkpoint of `train.py`, which brings its test transform and the names of its classes; or a model, which is used on
-            the device where it is.
+        model: a checkpoint of `train.py`, which brings its test transform and the names of its classes; or a model, which is
+            used on the device where it is.
         images: a folder (all images in it, at any depth), a pattern such as `photos/*.jpg`, a file, an image of Pillow, or
             several files and images.
         topk: classes per image; all, if there are fewer.
-        transform: from an RGB image of Pillow to a tensor [3, H, W]; needed with a model, and in place of a checkpoint's own.
+        transform: from an RGB image of Pillow to a tensor [3, H, W]; needed with a model, and in place of a checkpoint's
+            own.
         classes: names in the order of the labels, in place of a checkpoint's own.
         batch_size: images per forward pass.
         device: where to compute with a checkpoint: auto (a GPU if there is one), cpu, cuda, cuda:1 ...
@@ -84,7 +85,8 @@ def predict(
 
     Raises:
         BadCheckpoint: as `attn.load` does.
-        UserError, ValueError: there are no such images, or a model comes without a transform. All of this before the first image.
+        UserError, ValueError: there are no such images, or a model comes without a transform. All of this before the first
+            image.
     """
     if topk < 1:
         raise ValueError(f"topk={topk} must be 1 or more")
@@ -95,8 +97,8 @@ def predict(
         if transform is None:
             raise ValueError(
                 "predict(model, ...) needs transform=, the test transform that the model was trained for: "
-                "timm.data.create_transform(**timm.data.resolve_model_data_config(model)) makes timm's; the path of a checkpoint "
-                "in place of the model brings its own"
+                "timm.data.create_transform(**timm.data.resolve_model_data_config(model)) makes timm's; the path of a "
+                "checkpoint in place of the model brings its own"
             )
         network = _Network(model, transform, classes, _device_of(model), None, False)
     else:

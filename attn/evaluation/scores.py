@@ -75,8 +75,8 @@ class Outcomes:
 class Scores:
     """Counts over a data set. `loss` is the mean cross-entropy in nats, `top1` and `top5` are in percent.
 
-    `more` holds the further scores that were asked for; see `ClassCounts.scores`. `classes` and `outcomes` are None unless they were
-    asked for.
+    `more` holds the further scores that were asked for; see `ClassCounts.scores`. `classes` and `outcomes` are None unless
+    they were asked for.
     """
 
     count: int

@@ -21,7 +21,8 @@ from attn.models.create import set_kernels
 from attn.modules._layers import MapBatchNorm, VectorBatchNorm, norm_as_affine
 from attn.modules.aw import AW, AWConv2d
 
-# The output of these is linear in `weight` along its first axis, plus `bias`; and these norms do nothing more, or an activation.
+# The output of these is linear in `weight` along its first axis, plus `bias`; and these norms do nothing more, or an
+# activation.
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, AWConv2d, AW)
 NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -34,12 +35,13 @@ DROPOUTS = (_DropoutNd, DropPath, DropBlock2d)
 def fuse(model: nn.Module, images: Tensor | None = None, *, blocks: bool = True) -> nn.Module:
     """The network for inference: the same outputs, up to rounding, in less time.
 
-    - Every batch norm that follows a convolution or a linear layer, and nothing else reads what is between, is folded into it. A
-      norm of another kind, or in another place (after a sum, or before an activation and a convolution), stays as it is.
-    - Gates become what they are at inference (`Attention.folded`): BA and BAv2 one matrix over all descriptors, FcaNet with its
-      frequencies per channel, DREAL without its critic, BA2M nothing unless it has `inference`.
-    - A ResNet's block whose gate needs only means gets its last mean before the last convolution, and multiplies and adds the
-      shortcut in one pass.
+    - Every batch norm that follows a convolution or a linear layer, and nothing else reads what is between, is folded into
+      it. A norm of another kind, or in another place (after a sum, or before an activation and a convolution), stays as it
+      is.
+    - Gates become what they are at inference (`Attention.folded`): BA and BAv2 one matrix over all descriptors, FcaNet with
+      its frequencies per channel, DREAL without its critic, BA2M nothing unless it has `inference`.
+    - A ResNet's block whose gate needs only means gets its last mean before the last convolution, and multiplies and adds
+      the shortcut in one pass.
     - Dropout and stochastic depth are removed; every parameter is a constant (`requires_grad=False`).
 
     Args:
@@ -49,8 +51,8 @@ def fuse(model: nn.Module, images: Tensor | None = None, *, blocks: bool = True)
         blocks: also rewrite the ends of ResNets' blocks, which reads the weights of their last convolutions twice.
 
     Returns:
-        A copy in evaluation mode. Its features (`forward_intermediates`) are the same too. Its `state_dict` is not that of the model,
-        and it cannot be trained: `train()` raises a RuntimeError.
+        A copy in evaluation mode. Its features (`forward_intermediates`) are the same too. Its `state_dict` is not that of
+        the model, and it cannot be trained: `train()` raises a RuntimeError.
 
     Raises:
         ValueError: the network cannot run on the images.

@@ -20,7 +20,8 @@ class Comparison:
     Attributes:
         first, second: their positions in what was compared.
         seeds: those that both have.
-        difference: mean over these seeds of the first's score less the second's, in the unit of the scores; None without seeds.
+        difference: mean over these seeds of the first's score less the second's, in the unit of the scores; None without
+            seeds.
         interval: 95 % confidence interval of that mean, not corrected for the number of pairs; None with too few seeds.
         p: of the two-sided paired t test; None with too few seeds. `adjusted`: by Holm over all pairs that were tested.
     """
@@ -56,7 +57,8 @@ def paired(differences: Sequence[float], level: float = LEVEL) -> tuple[float, t
     """p of the two-sided paired t test, and the confidence interval of the mean difference.
 
     Args:
-        differences: one per seed, two or more. If all are equal, there is no spread to test against: p is 1 for zeros, else 0.
+        differences: one per seed, two or more. If all are equal, there is no spread to test against: p is 1 for zeros, else
+            0.
         level: the chance that the interval misses the mean, 0.05 for 95 %.
     """
     mean, deviation = statistics.fmean(differences), statistics.stdev(differences)

@@ -35,7 +35,8 @@ DONE, LOCK, CONFIG = "DONE", "lock", "config.yaml"
 def claim(run_dir: Path) -> Iterator[None]:
     """Creates the directory and locks it for this process until the context ends.
 
-    If the work fails before it has written anything, the lock is removed again, and so are the folders that were created for it.
+    If the work fails before it has written anything, the lock is removed again, and so are the folders that were created for
+    it.
 
     Raises:
         UserError: it cannot be written, or another process holds the lock; the message names host and process.

@@ -1,4 +1,5 @@
-"""`starts.jsonl`: one line per process that trained in a run: when, from which step, by which command, with what software and hardware.
+"""`starts.jsonl`: one line per process that trained in a run: when, from which step, by which command, with what software
+and hardware.
 
 No result is computed from this file: if it cannot be written, one warning says so and training goes on.
 """

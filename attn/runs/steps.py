@@ -1,7 +1,7 @@
 """`steps.jsonl`: one line per optimizer step, written every few steps and before each checkpoint.
 
-A line holds loss (mean of the batch), learning rate and gradient norm; that of every `log_every`-th step also the images per second
-since the one before it, with the time for loading and without that for evaluation and saving.
+A line holds loss (mean of the batch), learning rate and gradient norm; that of every `log_every`-th step also the images per
+second since the one before it, with the time for loading and without that for evaluation and saving.
 
 The steps are written before their checkpoint; a run that is continued drops the steps after its checkpoint, as in
 `metrics.jsonl`. No result is computed from this file: if it cannot be written, one warning says so and training goes on.

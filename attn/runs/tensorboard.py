@@ -16,9 +16,9 @@ FOLDER = "tensorboard"
 class TensorBoard:
     """Writes event files into the run's folder `tensorboard`: epochs by their step, and every `log_every`-th step.
 
-    A continued run may have dropped and computed again what older event files hold. Each process therefore writes all rows from
-    the first one, and the mark that makes TensorBoard forget what came before. The first failure is reported in one line, then the
-    mirror is off: the record is whole without it.
+    A continued run may have dropped and computed again what older event files hold. Each process therefore writes all rows
+    from the first one, and the mark that makes TensorBoard forget what came before. The first failure is reported in one
+    line, then the mirror is off: the record is whole without it.
     """
 
     def __init__(self, cfg: Config, run_dir: Path) -> None:

@@ -48,7 +48,8 @@ class Study:
         return [*self.base, *self.methods[method], f"seed={seed}", f"run_dir={self.folder(runs, method, seed)}"]
 
     def cells(self, methods: list[str] | None = None, seeds: list[int] | None = None) -> Iterator[tuple[str, int]]:
-        """The runs in the order in which they are made: all methods of a seed before the next, so that an interrupted study is paired.
+        """The runs in the order in which they are made: all methods of a seed before the next, so that an interrupted study
+        is paired.
 
         Raises:
             UserError: there is no such method or seed.

@@ -47,8 +47,8 @@ def page(study: Study, reached: Mapping[str, Mapping[int, Reached]], runs: Path)
         "" if done == planned else f"**{done} of {planned} runs are finished; the table is of those.**",
         "\n".join(markdown_lines(list(_rows(study, reached, differences)), right=range(1, 8 + len(study.scores)))),
         "Mean and standard deviation over the seeds, of the last epoch. The difference is paired: a method and"
-        f" `{study.baseline}` have the same seeds, splits and batches. Intervals are of 95 %; the verdict uses the one that is"
-        f" corrected for {len(study.methods) - 1} comparisons (Bonferroni).",
+        f" `{study.baseline}` have the same seeds, splits and batches. Intervals are of 95 %; the verdict uses the one that "
+        f"is corrected for {len(study.methods) - 1} comparisons (Bonferroni).",
         "## What can be said",
         conclusion(study, differences),
         "## The same again",

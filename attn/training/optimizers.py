@@ -39,8 +39,8 @@ def check(schedule: Schedule) -> None:
     """Checks `schedule.optimizer` and its options, by building one.
 
     Raises:
-        ValueError: an unknown name or option, a value that the optimizer refuses, or an optimizer that cannot be used here; the
-            message says which there are.
+        ValueError: an unknown name or option, a value that the optimizer refuses, or an optimizer that cannot be used here;
+            the message says which there are.
     """
     build(schedule, [{"params": [nn.Parameter(torch.zeros(2, 2))]}, {"params": [nn.Parameter(torch.zeros(2))]}])
 
@@ -48,8 +48,8 @@ def check(schedule: Schedule) -> None:
 def build(schedule: Schedule, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimizer of a schedule.
 
-    SGD and AdamW read `momentum`, `nesterov` and `betas` of the schedule. All others have timm's defaults, which are those of
-    their papers. `optimizer_options` come on top, by the names of the class's arguments.
+    SGD and AdamW read `momentum`, `nesterov` and `betas` of the schedule. All others have timm's defaults, which are those
+    of their papers. `optimizer_options` come on top, by the names of the class's arguments.
 
     Args:
         schedule: for the name, the rates and the options.

@@ -29,7 +29,7 @@ from attn.kernels import BUILD, form_here
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
-from attn.runs import checkpoint, directory, load, metrics, pretrained, starts, steps
+from attn.runs import checkpoint, directory, load, metrics, shared, starts, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
 from attn.training import optim, optimizers
@@ -205,7 +205,7 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
     if cfg.init is not None and fresh:
-        load.load_weights(model, load.pick_weights(pretrained.read(cfg.init), None, cfg.init), cfg.init)
+        load.load_weights(model, load.pick_weights(shared.read(cfg.init), None, cfg.init), cfg.init)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
         check_single_image(cfg, model)
     if ranks.world > 1:
@@ -255,7 +255,8 @@ def wrap(cfg: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
 
 
 def expect_possible(found: Found, per_epoch: int) -> None:
-    """Checks that a checkpoint's counters are ones that training reaches; else nothing would be trained, or nothing evaluated.
+    """Checks that a checkpoint's counters are ones that training reaches; else nothing would be trained, or nothing
+    evaluated.
 
     Raises:
         BadCheckpoint: more epochs than its own config asks for, or more steps than its epochs have here.
@@ -264,13 +265,14 @@ def expect_possible(found: Found, per_epoch: int) -> None:
     asked = optim.total_epochs(load.load_config(found.content, found.path).schedule)
     if evaluated > math.ceil(asked):
         raise checkpoint.BadCheckpoint(
-            f"checkpoint {found.path} is damaged: it has {evaluated} evaluated epochs, and its own schedule.epochs asks for {asked:g}"
+            f"checkpoint {found.path} is damaged: it has {evaluated} evaluated epochs, and its own schedule.epochs asks for "
+            f"{asked:g}"
         )
     if step > (evaluated + 1) * per_epoch:
         raise checkpoint.BadCheckpoint(
-            f"checkpoint {found.path} is at step {step} after {evaluated} evaluated epochs, which is beyond the next one's end: an epoch "
-            f"has {per_epoch} steps here. It is damaged, or was trained on more images or with another schedule.batch_size: use those, "
-            "or start from its weights by init= and another run_dir="
+            f"checkpoint {found.path} is at step {step} after {evaluated} evaluated epochs, which is beyond the next one's "
+            f"end: an epoch has {per_epoch} steps here. It is damaged, or was trained on more images or with another "
+            "schedule.batch_size: use those, or start from its weights by init= and another run_dir="
         )
 
 

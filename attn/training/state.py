@@ -199,7 +199,8 @@ def expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], 
     """Refuses the state of another optimizer or of other parameters, which torch would take and fail with at the first step.
 
     Raises:
-        BadCheckpoint: another optimizer, other groups of parameters, or a tensor of another shape, type or without finite values.
+        BadCheckpoint: another optimizer, other groups of parameters, or a tensor of another shape, type or without finite
+            values.
     """
     groups = saved.get("param_groups")
     if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
@@ -219,8 +220,8 @@ def expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], 
         wrong = _wrong_entry(by_number.get(number), entries, kept)
         if wrong is not None:
             raise checkpoint.BadCheckpoint(
-                f"checkpoint {path} is damaged: its optimizer's state of parameter {number} {wrong}; name an older one by resume=, or "
-                "start from its weights by init= and another run_dir="
+                f"checkpoint {path} is damaged: its optimizer's state of parameter {number} {wrong}; name an older one by "
+                "resume=, or start from its weights by init= and another run_dir="
             )
 
 

@@ -1,7 +1,7 @@
 """Inference on a batch, beside the plain backbone in eager mode.
 
-The contenders are the plain backbone, timm's own squeeze-and-excitation where timm has the pair, and attentions of this project,
-each in the chosen forms:
+The contenders are the plain backbone, timm's own squeeze-and-excitation where timm has the pair, and attentions of this
+project, each in the chosen forms:
 
     eager     the model as it is
     folded    attn.fuse(model)

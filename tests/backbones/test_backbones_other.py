@@ -259,6 +259,7 @@ def test_regnety_squeeze_and_excitation_takes_timms_weights() -> None:
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mini", MINIS)
 def test_captured_whole_and_trained_under_checkpointing(mini: str) -> None:
     model = build(mini, "ba" if mini == "DenseNet" else "se_ba2m")

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+import attn.config.evaluation  # noqa: F401  # the config that eval.yaml names
 from attn.config import groups, parse, schema
 from attn.config.schema import Config, Data, Schedule
 from attn.errors import UserError

@@ -15,7 +15,8 @@ import attn
 from attn.attention import Attention, Gate, Site
 from attn.backbones.folded import Bottleneck
 
-# The smallest network of each family, or all that is in configs/backbone where it is small; each with its options and a size.
+# The smallest network of each family, or all that is in configs/backbone where it is small; each with its options and a
+# size.
 BACKBONES: dict[str, tuple[dict[str, Any], int]] = {
     "cifar_resnext29_8x64d": ({"base_width": 8, "layers": (1, 1, 1)}, 32),
     "cifar_preresnet110": ({"depths": (2, 2, 2)}, 32),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import ROOT, TINY, call, composed
+from commands import ROOT, TINY, call_fresh, composed
 
 FOLDER = ROOT / "scripts" / "clusters"
 SCHEMAS: dict[str, Any] = yaml.safe_load((ROOT / "tests" / "fixtures" / "cluster_schemas.yaml").read_text())
@@ -77,7 +77,9 @@ def test_ray_trains_on_two_workers(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'attn[ray]'")
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
     overrides = [*TINY, "attention=se", "schedule.batch_size=256", f"run_dir={tmp_path / 'run'}"]
-    done = call(["scripts/ray_train.py", "--workers", "2", "--failures", "0", *overrides], timeout=400, env=environment)
+    done = call_fresh(
+        ["scripts/ray_train.py", "--workers", "2", "--failures", "0", *overrides], timeout=400, env=environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "DONE").exists()
     assert "256" in (tmp_path / "run" / "config.yaml").read_text()

@@ -82,6 +82,7 @@ def test_the_wheel_trains_and_evaluates_in_another_folder(installed: Path, tmp_p
     assert scores["top1"] == row["val_top1"]
 
 
+@pytest.mark.slow
 def test_the_commands_take_what_the_scripts_take(installed: Path, tmp_path: Path) -> None:
     composed = run([str(installed / "attn-train"), "attention=ba", "--cfg", "job"], tmp_path)
     assert composed == run([sys.executable, str(ROOT / "train.py"), "attention=ba", "--cfg", "job"], ROOT)

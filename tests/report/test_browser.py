@@ -85,7 +85,8 @@ def test_another_curve_can_be_chosen_and_values_are_shown_under_the_pointer(page
     assert page.run("document.querySelector('.curve:not([hidden])').dataset.curve") == "train_loss"
     page.run("document.querySelector('.curve:not([hidden])').scrollIntoView({behavior: 'instant'})")
     box = page.run(
-        "(b => [b.x, b.y, b.width, b.height])(document.querySelector('.curve:not([hidden]) svg.wide').getBoundingClientRect())"
+        "(b => [b.x, b.y, b.width, b.height])(document.querySelector('.curve:not([hidden]) "
+        "svg.wide').getBoundingClientRect())"
     )
     page.send("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] - 14, y=box[1] + box[3] / 2)
     text = page.run("document.querySelector('.readout').textContent")
@@ -98,8 +99,8 @@ def test_dark_mode_is_dark_and_text_has_contrast(page: Page, html: Path) -> None
     """The contrast ratio of WCAG 2.1, 1.4.3: at least 4.5 for text."""
     contrast = """(() => {
       const light = (text) => {
-        const [r, g, b] = text.match(/[\\d.]+/g).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        const [r, g, b] = text.match(/[\\d.]+/g).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) /
+        1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b;
       };
       const page = light(getComputedStyle(document.documentElement).backgroundColor);
       const ratios = ["h1", "p.quiet", "nav a", "thead th", "td", "summary", "figcaption"].map((s) => {

@@ -25,8 +25,8 @@ class Architecture:
         data: keys of `data` with which the source tests it, where not ImageNet's usual 224 of 256.
         network: keys of `backbone` that make it the source's network.
         dropped: pattern of the tensors of the source that take no part in what its network computes; they may be absent.
-        constants: from our model, on any device, to tensors that the source saves and that the settings determine here, by its
-            names; they may be absent, and must else have these values.
+        constants: from our model, on any device, to tensors that the source saves and that the settings determine here, by
+            its names; they may be absent, and must else have these values.
     """
 
     backbone: str
