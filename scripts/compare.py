@@ -1,9 +1,11 @@
-"""One table of many runs, with mean and spread over seeds: `python scripts/compare.py runs --format md --picture compare.png`.
+"""One table of many runs, with mean and spread over seeds.
 
-Every folder below the given ones that holds a config.yaml and a metrics.jsonl is a run. Runs that differ in the seed alone are
-one row; runs of one backbone, attention and data set that differ in more are labelled with the keys in which they differ.
-`best` is the highest validation top-1 of a run and so is biased upwards a little; `last` is that of its last epoch. Both
-are of the averaged weights where there are any. The spread is the sample standard deviation, in percentage points.
+    python scripts/compare.py runs --format md --picture compare.png
+
+Every folder below the given ones that holds a config.yaml and a metrics.jsonl is a run. Runs that differ in the seed alone
+are one row; runs of one backbone, attention and data set that differ in more are labelled with the keys in which they
+differ. `best` is the highest validation top-1 of a run and so is biased upwards a little; `last` is that of its last epoch.
+Both are of the averaged weights where there are any. The spread is the sample standard deviation, in percentage points.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def label_points(panel: Any, rows: list[Row], gap: float) -> None:
     """Names the rows at the right edge of a panel, in the order of their points, each joined to its point by a line.
 
     Args:
-        gap: distance between two names, as a share of the panel's height.
+        gap: distance between two names, as a fraction of the panel's height.
     """
     low, high = panel.get_ylim()
     panel.set_ylim(low, high)

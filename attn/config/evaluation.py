@@ -52,12 +52,14 @@ class Request:
         """
         if OmegaConf.is_missing(composed, "checkpoint"):
             raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt")
-        raw = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(raw, dict)
+        raw = parse.resolved(composed)
         request: Request = parse.to_dataclass(cls(checkpoint=""), {str(key): value for key, value in raw.items()})
         parse.check_values(request)
         if not request.checkpoint:
             raise UserError("checkpoint= is empty: name last.pt or best.pt of a run")
+        for name in ("checkpoint", "output"):
+            if getattr(request, name) is not None:
+                parse.expanded(name, getattr(request, name))
         if request.output is not None and Path(request.output).is_dir():
             raise UserError(
                 f"output={request.output} is a folder; name a file, such as {Path(request.output) / 'scores.json'}"

@@ -16,21 +16,24 @@ from typing import Any
 import torch
 
 from attn import console
-from attn.config import parse
+from attn.config import parse, schema
 from attn.config.evaluation import Request
 from attn.config.schema import Config, Data
+from attn.data import decoders
 from attn.data.datasets import class_names, expect_same_classes, image_names
 from attn.data.loader import evaluation_data
+from attn.data.settle import settled
 from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 from attn.evaluation.scores import ClassCounts, Scores
 from attn.kernels import BUILD
 from attn.models.options import options_of
 from attn.models.spec import locate
-from attn.runs import checkpoint, load
+from attn.runs import load, pretrained
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import to_json, write_atomically
+from attn.runs.pretrained import HUB
 from attn.tabulate import text_lines
 
 
@@ -40,10 +43,13 @@ def run(request: Request) -> Scores:
     Raises:
         UserError: checkpoint or data are missing or do not fit.
     """
-    path = Path(request.checkpoint).expanduser()
-    content = checkpoint.read(path)
+    path = Path(os.path.expanduser(request.checkpoint))
+    beside = Path(str(path).removeprefix(HUB).replace("/", "-")) if str(path).startswith(HUB) else path
+    content = pretrained.read(path)
     trained = load.load_config(content, path)
-    cfg = _with_data(trained, request.data)
+    cfg = with_data(trained, request.data)
+    with as_user_errors():
+        cfg = replace(cfg, data=_settled(cfg.data, trained.data, path))
     cfg = load.trusted(cfg, request.trust, f"checkpoint {path}")
     if request.inference is not None:
         cfg = _with_inference(cfg, request.inference)
@@ -58,9 +64,9 @@ def run(request: Request) -> Scores:
         if request.inference is not None:  # its softmax is over the batch
             asked |= {"inference": request.inference, "batch_size": size}
         output = (
-            Path(request.output).expanduser()
+            Path(os.path.expanduser(request.output))
             if request.output
-            else default_output(path, asked, what(trained.data, path, used), usual)
+            else default_output(beside, asked, what(trained.data, path, used), usual)
         )
         expect_free(output, asked)
         with as_user_errors():
@@ -70,16 +76,15 @@ def run(request: Request) -> Scores:
         cfg = load.with_kernels_here(cfg)
         if cfg.kernels != trained.kernels and ranks.first:
             console.warn(
-                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal up to "
-                f"rounding; {BUILD} builds it"
+                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal "
+                f"up to rounding; {BUILD} builds it"
             )
         model = load.build(cfg)
         load.load_weights(model, weights, path)
         layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
-        settings = (cfg.data.workers, cfg.schedule.amp, cfg.channels_last)
-        more = (parse.all_metrics(cfg), request.per_class, request.predictions is not None)
-        scores = evaluate(model, data, ranks, size, *settings, *more)
+        settings = replace(Settings.of(cfg, size), by_class=request.per_class, outcomes=request.predictions is not None)
+        scores = evaluate(model, data, ranks, settings)
         names = names or content.get("classes")
         if ranks.first:
             if request.predictions is not None:
@@ -88,23 +93,37 @@ def run(request: Request) -> Scores:
     return scores
 
 
+# Keys of the data that only training reads.
+TRAINING: tuple[str, ...] = (
+    "interpolation",
+    "crop",
+    "crop_scale",
+    "crop_ratio",
+    "pad",
+    "hflip",
+    "rotate",
+    "color_jitter",
+    "auto_augment",
+)
+TRAINING += ("random_erasing", "workers")
 SCORED = ("source", "dataset", "root", "num_classes", "image_size", "test_resize", "test_interpolation", "mean", "std")
 
 
 def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
     """What identifies an evaluation: one may replace another only if all of this is equal."""
-    about = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
+    about: dict[str, Any] = {"checkpoint": str(path), "weights": weights, "data": data.name, "split": data.val_split}
     about |= {key: getattr(data, key) for key in SCORED} | ({"samples": data.samples} if data.source == "fake" else {})
+    about |= {"packed": data.packed} if data.source == "packed" else {}
     return about | {"root": None if data.root is None else os.path.abspath(os.path.expanduser(data.root))}
 
 
 def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], usual: bool) -> Path:
-    """A file beside the checkpoint whose name says what differs from training: data, split, weights, a hash of other settings."""
+    """A file beside the checkpoint, named by what differs from training: data, split, weights, a hash of other settings."""
     parts = ["eval", path.stem]
     parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
     parts += [] if usual else [asked["weights"]]
     parts += [str(asked[key]) for key in ("inference", "batch_size") if key in asked]
-    other = {key: asked.get(key) for key in (*SCORED, "samples") if asked.get(key) != trained.get(key)}
+    other = {key: asked.get(key) for key in (*SCORED, "samples", "packed") if asked.get(key) != trained.get(key)}
     if other and asked["data"] == trained["data"]:
         parts.append(hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8])
     return path.with_name(f"{'-'.join(parts)}.json")
@@ -123,7 +142,7 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
         known = {key: there[key] for key in asked if key in there}
         known["checkpoint"], known["weights"]
     except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(f"output={output} is there and is no evaluation: choose another output=, or remove it") from None
+        raise UserError(f"output={output} exists and is no evaluation: choose another output=, or remove it") from None
     beside = (
         Path(known["checkpoint"]).name == Path(asked["checkpoint"]).name
         and output.parent == Path(asked["checkpoint"]).parent
@@ -135,12 +154,32 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
         raise UserError(f"{output} holds another evaluation ({'; '.join(differ)}): choose another output=, or remove it")
 
 
-def _with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
+def _settled(data: Data, trained: Data, path: Path) -> Data:
+    """The data as they are read here; Pillow serves for a decoder that this machine lacks, since it gives the same pixels."""
+    if data.decoder == trained.decoder:
+        try:
+            decoders.here(data.decoder)
+        except ValueError as error:
+            console.warn(f"{path}: {error}; data.decoder=pil is used")
+            data = replace(data, decoder="pil")
+    return settled(replace(data, packed=None), [data.val_split])
+
+
+def with_data(cfg: Config, overrides: dict[str, Any]) -> Config:
+    """The config with other data; what `overrides` lacks, or has as None, stays.
+
+    Raises:
+        BadCheckpoint: the data has another number of classes.
+    """
     mapping = parse.to_dict(cfg)
-    if overrides.get("source") not in (None, cfg.data.source):  # what was meant for the other source
-        mapping["data"] |= {key: getattr(Data(), key) for key in ("dataset", "root", "train_split", "val_split")}
+    source = overrides.get("source") or cfg.data.source
+    for key in schema.keys(Data):
+        if key.read_by and (source != cfg.data.source or source not in key.read_by):  # what was meant for another source
+            mapping["data"][key.name] = key.default
     mapping["data"] |= {key: value for key, value in overrides.items() if value is not None}
     changed = parse.from_dict(mapping)
+    # An older version may have trained with augmentation that this one refuses; no test image sees it.
+    parse.check_data(replace(changed.data, **{key: getattr(Data(), key) for key in TRAINING if overrides.get(key) is None}))
     if changed.data.num_classes != cfg.data.num_classes:
         raise BadCheckpoint(
             f"data={changed.data.name} has {changed.data.num_classes} classes, the checkpoint was trained on "
@@ -227,7 +266,8 @@ def _report(
     way = f", inference={asked['inference']} over batches of {asked['batch_size']}" if "inference" in asked else ""
     console.say(f"{path}: {cfg.backbone['name']} + {cfg.attention_name}, {asked['weights']} weights, step {step}{way}")
     console.say(
-        f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of {cfg.data.name})"
+        f"top-1 {scores.top1:.3f} %  top-5 {scores.top5:.3f} %  loss {scores.loss:.6f}  ({scores.count} images of "
+        f"{cfg.data.name})"
     )
     by_class = [] if scores.classes is None else class_rows(scores.classes, names)
     for line in text_lines([("class", "images", "top-1"), *_shown(by_class)], right=(1, 2)) if by_class else ():

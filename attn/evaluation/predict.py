@@ -136,7 +136,9 @@ def _of_checkpoint(
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(where, memory_format=layout).eval()  # type: ignore[call-overload]
     names = classes or content.get("classes")
-    return _Network(model, transform or eval_transform(cfg.data), names, where, cfg.schedule.amp, cfg.channels_last)
+    return _Network(
+        model, transform or eval_transform(cfg.data).normalised, names, where, cfg.schedule.amp, cfg.channels_last
+    )
 
 
 def find_images(images: Source | Iterable[Source]) -> list[str | Image.Image]:

@@ -30,8 +30,8 @@ class ClassCounts:
 
         Returns:
             balanced_accuracy: mean recall over the classes with images, in percent; macro_f1: mean F1 over the classes with
-            images or guesses, in percent; mcc: Matthews' correlation of several classes (Gorodkin 2004), from -1 to 1, 0 where it
-            is not defined.
+            images or guesses, in percent; mcc: Matthews' correlation of several classes (Gorodkin 2004), from -1 to 1, 0
+            where it is not defined.
         """
         labelled, guessed, hit = ([int(v) for v in values.tolist()] for values in (self.labelled, self.guessed, self.hit))
         recalls = [h / t for h, t in zip(hit, labelled, strict=True) if t]

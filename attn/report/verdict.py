@@ -52,11 +52,12 @@ class Comparison:
         return "better" if self.better == self.first else "worse"
 
 
-def paired(differences: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """p of the two-sided paired t test, and the 95 % confidence interval of the mean difference.
+def paired(differences: Sequence[float], level: float = LEVEL) -> tuple[float, tuple[float, float]]:
+    """p of the two-sided paired t test, and the confidence interval of the mean difference.
 
     Args:
         differences: one per seed, two or more. If all are equal, there is no spread to test against: p is 1 for zeros, else 0.
+        level: the chance that the interval misses the mean, 0.05 for 95 %.
     """
     mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
     if deviation <= 1e-12 * max(1.0, abs(mean)):
@@ -64,7 +65,7 @@ def paired(differences: Sequence[float]) -> tuple[float, tuple[float, float]]:
     error = deviation / math.sqrt(len(differences))
     freedom = len(differences) - 1
     p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
-    half = float(stats.t.ppf(0.975, freedom)) * error
+    half = float(stats.t.ppf(1 - level / 2, freedom)) * error
     return p, (mean - half, mean + half)
 
 

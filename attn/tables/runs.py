@@ -31,9 +31,9 @@ class Run:
 
     Attributes:
         path: its directory.
-        scores: what it reached, in percent, by the names of `Row.metrics`. Of a classifier top-1 and top-5 of the epoch with the
-            best top-1 in validation, of the averaged weights where there are any; in a row about testing what eval.py saved of
-            the best weights. Of a detector those of the last evaluation, of its masks in a row about segmentation.
+        scores: what it reached, in percent, by the names of `Row.metrics`. Of a classifier top-1 and top-5 of the epoch with
+            the best top-1 in validation, of the averaged weights where there are any; in a row about testing what eval.py
+            saved of the best weights. Of a detector those of the last evaluation, of its masks in a row about segmentation.
         epoch: the epoch of these scores.
         finished: whether it ran to its end.
         differs: what differs from the row's recipe, as `key: row's -> run's`.

@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 from attn import console
-from attn.config.parse import all_metrics
-from attn.evaluation.evaluate import evaluate_unless
+from attn.evaluation.evaluate import Settings, evaluate_unless
 from attn.runs import views
 from attn.training import optim
 from attn.training.progress import time_left
@@ -33,9 +32,9 @@ def end_epoch(run: Run, images_per_second: float) -> None:
         **state.meter.row(),
     }
     last: dict[str, float] = {}
-    settings = (run.images_per_pass, cfg.data.workers, cfg.schedule.amp, cfg.channels_last, all_metrics(cfg))
+    settings = Settings.of(cfg, run.images_per_pass)
     for prefix, model in state.evaluated_models().items():
-        scores = evaluate_unless(run.request.requested, model, run.val, run.ranks, *settings)
+        scores = evaluate_unless(run.request.requested, model, run.val, run.ranks, settings)
         if scores is None:
             raise preempted(run)
         row |= scores.row(prefix)

@@ -20,7 +20,7 @@ from attn.data.loader import evaluation_data
 from attn.data.transforms import eval_transform
 from attn.distributed import Ranks
 from attn.errors import UserError
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 from attn.evaluation.predict import find_images
 from attn.runs import checkpoint, load
 from attn.training.setup import build_state
@@ -63,7 +63,7 @@ def test_predictions_are_those_of_the_model_and_its_test_transform(trained: Path
     assert found[1].problem is not None
     assert "a/1.png" in found[1].problem
     assert found[1].labels == ()
-    model, transform = attn.load(trained), eval_transform(composed("attention=se", *SMALL).data)
+    model, transform = attn.load(trained), eval_transform(composed("attention=se", *SMALL).data).normalised
     for prediction in found[:1] + found[2:]:
         with torch.no_grad():
             logits = model(transform(Image.open(prediction.image).convert("RGB"))[None])[0].double()
@@ -169,9 +169,8 @@ def test_evaluation_by_class_and_image_on_two_ranks(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     data = evaluation_data(composed("attention=se", *SMALL).data)
-    alone = evaluate(
-        attn.load(checked), data, Ranks(0, 1, torch.device("cpu")), 8, 0, None, False, by_class=True, outcomes=True
-    )
+    settings = Settings(8, by_class=True, outcomes=True)
+    alone = evaluate(attn.load(checked), data, Ranks(0, 1, torch.device("cpu")), settings)
     rows = list(csv.DictReader(out.open()))
     assert [int(row["index"]) for row in rows] == list(range(len(data)))
     assert [int(row["label"]) for row in rows] == [data.dataset[i][1] for i in range(len(data))]
