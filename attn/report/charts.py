@@ -57,7 +57,7 @@ class Line:
 
 def style(number: int) -> Markup:
     """Colour and dashes of a method's lines, as attributes; no two of the first 56 are equal."""
-    dashes = DASHES[(number // COLOURS + number) % len(DASHES)] if number else ""
+    dashes = DASHES[(number // COLOURS + number) % len(DASHES)]
     return Markup('class="c{}" stroke-dasharray="{}"').format(number % COLOURS, dashes or "none")
 
 

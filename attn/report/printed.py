@@ -39,7 +39,10 @@ def printed_rows(results: Sequence[Result]) -> list[Printed]:
     for folder, config in content.items():
         found.setdefault(network_key(config), []).append((folder, config))
     rows = []
+    sets = {result.cfg.data.name for result in results}
     for row in with_alternatives(load_rows()):
+        if row.build is None or row.build.data not in sets:
+            continue  # known without composing anything
         matching = [run for run in matching_runs(row, found) if run.finished]
         faithful = [run for run in matching if not run.differs]
         runs = faithful or matching

@@ -15,7 +15,7 @@ from report_runs import record, record_all
 
 from attn.config.parse import to_dict
 from attn.errors import UserError
-from attn.report.charts import Line, curves, nice, thinned
+from attn.report.charts import Line, curves, nice, style, thinned
 from attn.report.figures import embed, find_figures
 from attn.report.page import LIMIT, report
 from attn.report.printed import printed_rows
@@ -152,6 +152,24 @@ def test_one_run_and_two_seeds(tmp_path: Path) -> None:
     assert "There are too few seeds to compare it with se." in text
 
 
+def test_many_methods(tmp_path: Path) -> None:
+    """Nine methods make 36 pairs, which are folded up."""
+    for number in range(9):
+        record(
+            tmp_path / f"{number}",
+            *NET,
+            "attention=se",
+            "attention_name=se",
+            f"schedule.lr={(number + 1) / 100}",
+            last=90.0,
+            epochs=2,
+        )
+    outline = Outline(report([tmp_path], None, (), [])[0])
+    assert "All 36 pairs" in outline.text
+    assert "Show all" in outline.text
+    assert "se (schedule.lr=0.09)" in outline.text
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -236,6 +254,7 @@ def test_scales_and_curves() -> None:
     points = [(n, 0.0) for n in range(1, 1002)]
     assert 2 <= len(list(thinned(points, 100))) <= 101
     assert list(thinned(points, 100))[-1] == (1001, 0.0)
+    assert len({style(number) for number in range(56)}) == 56
     short = Line(0, "a<b", [[(1, 50.0), (2, 60.0)], [(1, 52.0)]])
     assert short.mean == [(1, 51.0)]  # where all seeds have a value
     assert "a&lt;b" in curves([short], "Top-1", True, "x")
