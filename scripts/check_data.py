@@ -1,4 +1,6 @@
-"""Reads every image below a folder as training does, and reports those that cannot be read: `python scripts/check_data.py ROOT`.
+"""Reads every image below a folder as training does, and reports those that cannot be read.
+
+    python scripts/check_data.py ROOT
 
 In a folder that scripts/pack.py wrote it also compares every file with its checksum.
 Only ever reads. Exit code 0: all are readable; 1: some are not; 2: there is nothing to check.

@@ -16,6 +16,8 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from attn import console
+
 
 def class_folders(root: Path) -> list[str]:
     """Sorted names of the class folders; hidden ones, such as .ipynb_checkpoints, are left out."""
@@ -47,7 +49,7 @@ class Folder(Dataset):
             )
             raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}: {fix}")
         self.samples: list[tuple[str, int]] = []
-        for label, name in enumerate(self.classes):
+        for label, name in enumerate(console.bar(self.classes, f"listing {root}")):
             files = sorted(str(f) for f in (root / name).rglob("*") if is_image_name(f))
             if not files:
                 raise ValueError(f"{root / name}: no image in this class folder (extensions {', '.join(IMG_EXTENSIONS)})")
@@ -122,7 +124,7 @@ def read_bytes(path: str, attempts: int = 4) -> bytes:
             if error.errno == errno.ENXIO:
                 raise NotAFile(errno.EINVAL, "it is a socket, no regular file", path) from None
             if attempt == attempts - 1:
-                raise
+                raise OSError(error.errno, error.strerror, path) from error  # a read through a handle names no file
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
 

@@ -40,8 +40,9 @@ class Batch(NamedTuple):
 class Seeded(Dataset):
     """A data set with a transform, whose randomness is a function of (seed, epoch, index).
 
-    The item of the key (epoch, index) is (image [3, S, S], label, index of the image, whether it replaces an unreadable image).
-    With `replace_unreadable` the next readable image takes the place of an unreadable one; without it a UserError names the file.
+    The item of the key (epoch, index) is (image [3, S, S], label, index of the image, whether it replaces an unreadable
+    image). With `replace_unreadable` the next readable image takes the place of an unreadable one; without it a UserError
+    names the file.
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class TrainData:
     """The training images, cut into batches.
 
     Attributes:
-        dataset: for the key (epoch, index) it returns (image [3, S, S], label, index of the image, whether that image replaces
-            an unreadable one); see `Seeded`.
+        dataset: for the key (epoch, index) it returns (image [3, S, S], label, index of the image, whether that image
+            replaces an unreadable one); see `Seeded`.
         batch_size: images per step over all ranks and accumulated parts.
         accumulate: parts into which a rank's share of a batch is split.
         seed: seed of the permutations.
@@ -143,10 +144,11 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
         worker_init_fn=outlive_signals,
         collate_fn=_collate,
     )
+    watch = console.Watch()
     batches = iter(loader)
     try:
         while True:
-            with console.told_if_slow("the next batch: the data is slow"):
+            with watch.waiting("the next batch: the data is slow"):
                 loaded = next(batches, None)
             if loaded is None:
                 return
@@ -160,6 +162,7 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
             ) from None
         raise
     finally:
+        watch.close()
         # An exception keeps the iterator alive, and its processes would live PATIENCE seconds longer than this one.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
@@ -219,8 +222,8 @@ def train_data(data: Data, batch_size: int, accumulate: int, seed: int, ranks: R
     most = most_workers()
     if data.workers is not None and data.workers > most:
         raise ValueError(
-            f"data.workers={data.workers}: more than {most}, {PER_CORE} for each of the processor cores here, would only wait for "
-            "each other; lower it"
+            f"data.workers={data.workers}: more than {most}, {PER_CORE} for each of the processor cores here, would only "
+            "wait for each other; lower it"
         )
     with console.told_if_slow(f"the training images of data={data.name} to be listed"):
         dataset = load_dataset(data, train=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from attn.config.schema import Data
 
+TIMM = r"(image_?)?folder/?|tar/?|(torch|hfds|hfids|tfds|wds)/.*"
 ROOTED = ("imagefolder", "packed", "cifar100")
 
 
@@ -17,7 +20,7 @@ def data_root(data: Data) -> Path:
     """
     if not data.root:
         raise ValueError(f"data.root must be set for data={data.name}, as in data.root=/data/{data.name}")
-    root = Path(data.root).expanduser()
+    root = Path(os.path.expanduser(data.root))
     if not root.is_dir():
         variable = {"imagefolder": "IMAGENET_ROOT", "packed": "PACKED_ROOT", "cifar100": "CIFAR100_ROOT"}.get(data.source)
         raise ValueError(
@@ -36,8 +39,16 @@ def check_place(data: Data) -> None:
         root = data_root(data)
         for split in (data.train_split, data.val_split) if data.source in ("imagefolder", "packed") else ():
             if not (root / split).is_dir():
-                raise ValueError(f"{root / split}: no such folder")
+                raise ValueError(
+                    f"{root / split}: no such folder; data.root={data.root} must hold the folders {data.train_split} (data.train_split) and "
+                    f"{data.val_split} (data.val_split), each with one folder per class"
+                )
     if data.source == "timm" and not data.dataset:
         raise ValueError(
             "data=timm needs data.dataset, a name of timm's dataset factory such as hfds/cifar10 or torch/cifar10"
+        )
+    if data.source == "timm" and not re.fullmatch(TIMM, str(data.dataset), re.IGNORECASE):
+        raise ValueError(
+            f"data.dataset={data.dataset}: must be folder, tar, or a name that begins with torch/, hfds/, hfids/, tfds/ or wds/; timm "
+            "would take any other for a folder"
         )

@@ -89,6 +89,14 @@ class Transform:
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         return tensor if self.erasing is None else self.erasing(self.pixels.normalised(tensor, torch.contiguous_format))
 
+    def normalised(self, image: Encoded | Image.Image) -> Tensor:
+        """One image as the network takes it, float32 [3, S, S].
+
+        Raises:
+            UnreadableImage: it is damaged.
+        """
+        return self.pixels.normalised(self(image), torch.contiguous_format)
+
 
 def train_transform(data: Data) -> Transform:
     """The transformation of training images, with the random augmentation of the config."""
@@ -110,7 +118,8 @@ def train_transform(data: Data) -> Transform:
             later.append(make(data.auto_augment, hints))
         except (AssertionError, ValueError) as error:
             raise ValueError(
-                f"data.auto_augment={data.auto_augment}: timm refuses it ({error}); use rand-m9-mstd0.5-inc1, original, v0 ..."
+                f"data.auto_augment={data.auto_augment}: timm refuses it ({error}); "
+                "use rand-m9-mstd0.5-inc1, original, v0 ..."
             ) from None
     if data.color_jitter:
         later.append(v2.ColorJitter(*3 * (data.color_jitter,)))

@@ -1,7 +1,7 @@
 """Compiles the operators' C++ form for this machine's CPU: `python -m attn.kernels.build`.
 
-The file is written to the user's cache folder ($XDG_CACHE_HOME/attn, else ~/.cache/attn), under a name that depends on source, flags
-and CPU: another version or another machine in a cluster never loads it. Nothing is compiled at any other time.
+The file is written to the user's cache folder ($XDG_CACHE_HOME/attn, else ~/.cache/attn), under a name that depends on
+source, flags and CPU: another version or another machine in a cluster never loads it. Nothing is compiled at any other time.
 It takes seconds, and needs a C++ compiler with OpenMP (CXX, else g++, c++ or clang++) but not torch's own headers.
 """
 

@@ -23,7 +23,7 @@ from attn.errors import Preempted
 from attn.evaluation.evaluate import autocast, correct
 from attn.models.auxiliary import extra_loss
 from attn.runs import directory
-from attn.runs.wandb import Wandb
+from attn.runs.mirrors import Mirrors
 from attn.training import optim
 from attn.training.epoch import end_epoch
 from attn.training.progress import Clock, due, progress
@@ -56,7 +56,7 @@ def train(cfg: Config) -> None:
         if run is None:
             return
         request.hold_interrupt()
-        run.mirror = Wandb(cfg, run_dir) if cfg.logger.wandb and ranks.first else None
+        run.mirror = Mirrors(cfg, run_dir) if ranks.first else None
         try:
             fit(run)
             ranks.barrier()
@@ -105,21 +105,24 @@ def fit(run: Run) -> None:
                     console.say(f"step {state.step}/{run.total_steps}  {shown}")
                 if state.step % run.cfg.log_every == 0:
                     run.log.flush()
+                    if run.mirror is not None:
+                        run.mirror.after_steps()
             if stop:
                 raise preempted(run)
-            # Saved before the evaluation, which may fail or be killed, too: no training is lost then.
+            # Also saved before the evaluation: if that fails or is killed, no training is lost.
             if ranks.first and (state.step % per_epoch == 0 or due(run.cfg, state.step, saved_at)):
                 save(run)
                 saved_at = time.monotonic()
 
 
 def train_step(run: Run, batches: Ahead) -> bool:
-    """One optimizer step: `accumulate` forward and backward passes, one update. Returns whether any rank was asked to stop.
+    """One optimizer step: `accumulate` forward and backward passes, one update. Returns whether a rank was asked to stop.
 
     Whether the update is made is decided on the device. The host waits for it once, when the update is queued and the next
     batch is on its way.
     """
     cfg, ranks, state, schedule = run.cfg, run.ranks, run.state, run.cfg.schedule
+    began = time.monotonic()
     optim.set_learning_rate(state.optimizer, optim.learning_rate(schedule, state.step, run.data.steps_per_epoch))
     state.optimizer.zero_grad(set_to_none=True)
     state.begin_step()
@@ -134,7 +137,8 @@ def train_step(run: Run, batches: Ahead) -> bool:
                 stack.enter_context(run.net.no_sync())
             with autocast(schedule.amp, ranks.device):
                 loss, logits = forward(run, batch, schedule.label_smoothing)
-            state.scaler.scale(loss / schedule.accumulate).backward()
+            with ranks.waiting("the gradients of the other ranks"):
+                state.scaler.scale(loss / schedule.accumulate).backward()
         batches.fetch()
         loss = loss.detach()
         sums += torch.stack([v.double() for v in (loss * len(batch.labels), *correct(logits.detach(), batch.labels))])
@@ -166,8 +170,8 @@ def train_step(run: Run, batches: Ahead) -> bool:
         state.meter.skipped += 1
     if ranks.first:
         epoch, rate = state.step // run.data.steps_per_epoch + 1, state.optimizer.param_groups[0]["lr"]
-        values = {"loss": loss_sum / images, "lr": rate, "grad_norm": total_norm}
-        run.log.add(step=state.step + 1, epoch=epoch, **values, skipped=state.skipped_in_row > 0)
+        values = {"loss": loss_sum / images, "lr": rate, "grad_norm": total_norm, "skipped": state.skipped_in_row > 0}
+        run.log.add(state.step + 1, images, time.monotonic() - began, epoch=epoch, **values)
     state.scaler.update()
     state.step += 1
     state.phase = "between"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from attn.config.parse import to_dict
 from attn.config.schema import Config
 from attn.runs import checkpoint, load
 from attn.training import optim
+
+COUNTERS = {"step"}  # which some optimizers add to their groups at the first step
 
 
 @dataclass
@@ -145,7 +148,11 @@ class State:
         load.load_weights(self.model, content["model"], path)
         if self.ema is not None:
             load.load_weights(self.ema.module, load.pick_weights(content, None, path), path)
-        _expect_same_optimizer(self.optimizer, content["optimizer"], path)
+        expect_same_optimizer(self.optimizer, content["optimizer"], path)
+        if content["step"] > content["skipped_in_row"] and keeps_state(self.optimizer) and not content["optimizer"]["state"]:
+            raise checkpoint.BadCheckpoint(
+                f"checkpoint {path} is damaged: its optimizer kept nothing of {content['step']} steps"
+            )
         optim.load_state(self.optimizer, content["optimizer"])
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
@@ -183,21 +190,69 @@ class State:
         self.phase = "between"
 
 
-def _expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], path: str) -> None:
-    """Refuses the state of another optimizer, which torch would take and fail with at the first step.
+def keeps_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer remembers anything from step to step: SGD without momentum does not."""
+    return not isinstance(optimizer, torch.optim.SGD) or any(group["momentum"] for group in optimizer.param_groups)
+
+
+def expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], path: str) -> None:
+    """Refuses the state of another optimizer or of other parameters, which torch would take and fail with at the first step.
 
     Raises:
-        BadCheckpoint: another optimizer, or other groups of parameters.
+        BadCheckpoint: another optimizer, other groups of parameters, or a tensor of another shape, type or without finite values.
     """
     groups = saved.get("param_groups")
     if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
         raise checkpoint.BadCheckpoint(f"checkpoint {path}: its optimizer has no param_groups")
     shapes = [[len(group["params"]) for group in own.param_groups], [len(group.get("params", ())) for group in groups]]
     fits = shapes[0] == shapes[1] and all(
-        set(group) == set(old) for group, old in zip(own.param_groups, groups, strict=True)
+        set(old) - COUNTERS == set(group) - COUNTERS for group, old in zip(own.param_groups, groups, strict=True)
     )
+    kept = KEPT.get(type(own))
+    fits = fits and (kept is None or all(set(entries) <= kept for entries in saved["state"].values()))
     if not fits:
-        raise checkpoint.BadCheckpoint(
-            f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
-            "continued, not even with force=true: use the old values, or another run_dir="
-        )
+        raise another_optimizer(path)
+    parameters = [p for group in own.param_groups for p in group["params"]]
+    numbers = [number for group in groups for number in group["params"]]
+    by_number = dict(zip(numbers, parameters, strict=True))
+    for number, entries in saved["state"].items():
+        wrong = _wrong_entry(by_number.get(number), entries, kept)
+        if wrong is not None:
+            raise checkpoint.BadCheckpoint(
+                f"checkpoint {path} is damaged: its optimizer's state of parameter {number} {wrong}; name an older one by resume=, or "
+                "start from its weights by init= and another run_dir="
+            )
+
+
+# What the optimizers of torch keep of a parameter; those of timm keep what they like, in shapes of their own.
+KEPT: dict[type, set[str]] = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+
+
+def _wrong_entry(parameter: Tensor | None, entries: Mapping[str, Any], kept: set[str] | None) -> str | None:
+    """What is wrong with what an optimizer keeps of a parameter, or None; without `kept`, only whether it is finite."""
+    if parameter is None:
+        return "is of no parameter"
+    if kept is not None and entries and set(entries) != kept:
+        return f"lacks {', '.join(sorted(kept - set(entries)))}"
+    for name, value in entries.items():
+        if name == "step":
+            number = float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan
+            if not (math.isfinite(number) and number >= 0):
+                return "has a step that is no number, 0 or more"
+            continue
+        if value is not None and kept is not None:
+            if not isinstance(value, Tensor) or value.layout != torch.strided or value.shape != parameter.shape:
+                return f"has {name} of another shape than {tuple(parameter.shape)}"
+            if value.dtype != parameter.dtype:
+                return f"has {name} of type {value.dtype}, not {parameter.dtype}"
+        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+            return f"has {name} that is not finite (NaN or infinity)"
+    return None
+
+
+def another_optimizer(path: str | Path) -> checkpoint.BadCheckpoint:
+    """The error for a state that the optimizer of this config cannot take."""
+    return checkpoint.BadCheckpoint(
+        f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
+        "continued, not even with force=true: use the old values, or another run_dir="
+    )

@@ -1,4 +1,4 @@
-"""The loop against plain torch: what it does to the weights, written down a second time without any of its code."""
+"""The loop against plain torch: its updates, written a second time without any of its code."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def rates(lr: float) -> list[float]:
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, dict[str, Tensor]], start: nn.Module, tolerance: float) -> None:
-    """Weights and averaged weights moved alike, to a share of the largest movement."""
+    """Weights and averaged weights moved equally, up to a fraction of the largest movement."""
     before = dict(start.named_parameters())
     for key in ("model", "ema"):
         moved = max(float((expected[key][name] - before[name]).detach().abs().max()) for name in before)
