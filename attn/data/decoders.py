@@ -31,11 +31,15 @@ class Rectangle(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What becomes of an image: the rectangle `box` of it is resized to `size` (width, height), and of that `kept` is kept."""
+    """What becomes of an image: the rectangle `box` of it is resized to `size` (width, height), and of that `kept` is kept.
+
+    `mirrored`: left and right are exchanged at the end.
+    """
 
     box: Rectangle
     size: tuple[int, int]
     kept: Rectangle
+    mirrored: bool = False
 
 
 class Opened(Protocol):
@@ -71,7 +75,8 @@ class Whole:
         image = cropped(self.image, cut.box)
         if image.size != cut.size:
             image = image.resize(cut.size, RESAMPLE[interpolation])
-        return np.array(cropped(image, cut.kept))
+        image = cropped(image, cut.kept)
+        return np.array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if cut.mirrored else image)
 
 
 def cropped(image: Image.Image, box: Rectangle) -> Image.Image:
@@ -90,7 +95,7 @@ class Region:
     def cut(self, cut: Cut, interpolation: str) -> np.ndarray:
         if interpolation == "nearest" and cut.size != (cut.box.width, cut.box.height):
             return Whole(self.encoded.rgb()).cut(cut, interpolation)
-        pixels = region.resized(self.encoded.content, cut.box, cut.size, cut.kept, interpolation)
+        pixels = region.resized(self.encoded.content, cut.box, cut.size, cut.kept, interpolation, cut.mirrored)
         return Whole(self.encoded.rgb()).cut(cut, interpolation) if pixels is None else pixels
 
 

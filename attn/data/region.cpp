@@ -97,16 +97,19 @@ struct Row {
     std::vector<int> first;
     std::vector<int32_t> weights;
 
-    explicit Row(const Taps& taps) : pairs((taps.most + 1) / 2), first(taps.first), weights(taps.first.size() * pairs * 8, 0) {
-        for (size_t i = 0; i < first.size(); i++)
-            for (int x = 0; x < taps.count[i]; x++)
-                for (int c = 0; c < 4; c++) weights[(i * pairs * 2 + x) * 4 + c] = taps.weights[i * taps.most + x];
+    Row(const Taps& taps, bool mirrored) : pairs((taps.most + 1) / 2), first(taps.first), weights(first.size() * pairs * 8, 0) {
+        for (size_t i = 0; i < first.size(); i++) {
+            const size_t j = mirrored ? first.size() - 1 - i : i;
+            first[i] = taps.first[j] - taps.begin();
+            for (int x = 0; x < taps.count[j]; x++)
+                for (int c = 0; c < 4; c++) weights[(i * pairs * 2 + x) * 4 + c] = taps.weights[j * taps.most + x];
+        }
     }
 
-    // `source`: RGBX pixels from column `offset` on, and two pixels more; `target`: RGB, and one byte more.
-    void resample(const uint8_t* source, int offset, uint8_t* target) const {
+    // `source`: RGBX pixels from the first column of the taps on, and two pixels more; `target`: RGB, and one byte more.
+    void resample(const uint8_t* source, uint8_t* target) const {
         for (size_t i = 0; i < first.size(); i++, target += 3) {
-            const uint8_t* pixel = source + static_cast<ptrdiff_t>(first[i] - offset) * 4;
+            const uint8_t* pixel = source + static_cast<ptrdiff_t>(first[i]) * 4;
             const int32_t* w = &weights[i * pairs * 8];
 #ifdef __AVX2__
             __m256i sum = _mm256_setzero_si256();
@@ -192,7 +195,7 @@ bool read_rows(Decoder& decoder, int left, int right, int top, int bottom, const
         if (row < top) continue;
         uint8_t* out = rows + static_cast<ptrdiff_t>(row - top) * length;
         if (across)
-            across->resample(line, -ahead, out);
+            across->resample(line + 4 * ahead, out);
         else
             std::memcpy(out, line + 4 * ahead, length);
     }
@@ -214,18 +217,17 @@ int attn_jpeg_size(const uint8_t* content, int64_t size, int32_t* found) {
 
 // The rectangle `box` (left, top, width, height) of an image, resized to `resized` (width, height), and of that the rectangle
 // `kept` (left, top, width, height), as RGB in `out` [height, width, 3], which has 64 bytes more. Without a filter `resized` must
-// be the size of the box. `tall`: a box that loses more than twice as much height as width is resized in height first, as Pillow
+// be the size of the box. `mirrored`: left and right are exchanged. `tall`: a box that loses more than twice as much height as width is resized in height first, as Pillow
 // does since version 13. Returns 0; 1 if it cannot be decoded without a warning, or is of a kind that is left to others.
 int attn_jpeg_resized(const uint8_t* content, int64_t size, const int32_t* box, const int32_t* resized, const int32_t* kept,
-                      int filter, int tall, uint8_t* out) {
+                      int filter, int mirrored, int tall, uint8_t* out) {
     Decoder decoder;
     if (!read_header(decoder, content, size)) return 1;
     if (box[0] < 0 || box[1] < 0 || box[2] < 1 || box[3] < 1) return 1;
     if (static_cast<JDIMENSION>(box[0] + box[2]) > decoder.state.image_width) return 1;
     if (static_cast<JDIMENSION>(box[1] + box[3]) > decoder.state.image_height) return 1;
     const Taps columns(box[2], resized[0], kept[0], kept[2], filter), lines(box[3], resized[1], kept[1], kept[3], filter);
-    Row across(columns);
-    for (int& first : across.first) first -= columns.begin();
+    const Row across(columns, mirrored);
     const int left = box[0] + columns.begin(), right = box[0] + columns.end();
     const int top = box[1] + lines.begin(), bottom = box[1] + lines.end();
     const bool height_first = tall && resized[1] < box[3] && box[3] - resized[1] > 2 * (box[2] - resized[0]);
@@ -240,7 +242,7 @@ int attn_jpeg_resized(const uint8_t* content, int64_t size, const int32_t* box, 
     }
     std::vector<uint8_t> low(static_cast<size_t>(kept[3]) * length + BLOCK);
     resample_columns(lines, rows.data(), lines.begin(), length, low.data());
-    for (int row = 0; row < kept[3]; row++) across.resample(low.data() + static_cast<ptrdiff_t>(row) * length, 0, out + row * 3 * kept[2]);
+    for (int row = 0; row < kept[3]; row++) across.resample(low.data() + static_cast<ptrdiff_t>(row) * length, out + row * 3 * kept[2]);
     return 0;
 }
 

@@ -66,6 +66,7 @@ def resized(
     size: tuple[int, int],
     kept: Sequence[int],
     interpolation: str,
+    mirrored: bool = False,
     found: ctypes.CDLL | None = None,
 ) -> np.ndarray | None:
     """A rectangle of a JPEG file, resized, and a rectangle of that.
@@ -76,6 +77,7 @@ def resized(
         size: width and height that the box is resized to.
         kept: left, top, width and height in the resized box.
         interpolation: bilinear or bicubic; any other name where nothing is resized.
+        mirrored: whether left and right are exchanged at the end.
         found: the compiled form; by default the one in the cache.
 
     Returns:
@@ -86,7 +88,7 @@ def resized(
     count = kept[2] * kept[3] * 3
     pixels = np.empty(count + SLACK, np.uint8)
     rectangles = [(ctypes.c_int32 * len(values))(*values) for values in (box, size, kept)]
-    arguments = (ctypes.c_int64(len(content)), *rectangles, FILTERS[interpolation], int(HEIGHT_FIRST))
+    arguments = (ctypes.c_int64(len(content)), *rectangles, FILTERS[interpolation], int(mirrored), int(HEIGHT_FIRST))
     if found.attn_jpeg_resized(content, *arguments, ctypes.c_void_p(pixels.ctypes.data)):
         return None
     return pixels[:count].reshape(kept[3], kept[2], 3)
@@ -128,7 +130,7 @@ def differs(path: Path) -> str | None:
         ):
             expected = whole.crop((box[0], box[1], box[0] + box[2], box[1] + box[3]))
             expected = expected.resize(size, Image.Resampling[name.upper()])
-            pixels = resized(buffer.getvalue(), box, size, (0, 0, *size), name, found)
+            pixels = resized(buffer.getvalue(), box, size, (0, 0, *size), name, found=found)
             if pixels is None or not np.array_equal(pixels, np.asarray(expected)):
                 return f"its pixels are not those of Pillow {PIL.__version__}"
     return None

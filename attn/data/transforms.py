@@ -77,9 +77,10 @@ class Transform:
             UnreadableImage: it is damaged.
         """
         opened: Opened = OPENERS[self.decoder](image) if isinstance(image, Encoded) else Whole(image)
-        pixels = opened.cut(self.cut(*opened.size), self.interpolation)
-        if self.hflip and bool(torch.rand(1) < self.hflip):
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        cut = self.cut(*opened.size)
+        if self.hflip:
+            cut = cut._replace(mirrored=bool(torch.rand(1) < self.hflip))
+        pixels = opened.cut(cut, self.interpolation)
         if self.steps:
             changed = Image.fromarray(pixels)
             for step in self.steps:

@@ -79,7 +79,8 @@ def cuts(draw: st.DrawFn, width: int, height: int) -> Cut:
     box = Rectangle(left, top, draw(st.integers(1, width - left)), draw(st.integers(1, height - top)))
     size = draw(st.tuples(st.integers(1, 120), st.integers(1, 120)) | st.just((box.width, box.height)))
     x, y = draw(st.integers(0, size[0] - 1)), draw(st.integers(0, size[1] - 1))
-    return Cut(box, size, Rectangle(x, y, draw(st.integers(1, size[0] - x)), draw(st.integers(1, size[1] - y))))
+    kept = Rectangle(x, y, draw(st.integers(1, size[0] - x)), draw(st.integers(1, size[1] - y)))
+    return Cut(box, size, kept, draw(st.booleans()))
 
 
 KINDS = [(f"{mode}, {s}, {p}", mode, s, p) for mode, s in (("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)) for p in (0, 1)]
