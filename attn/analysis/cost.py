@@ -261,8 +261,9 @@ def draw_points(found: Sequence[Point], title: str) -> Figure:
         own = sorted((p for p in found if p.family == family), key=lambda p: p.params)
         look = style.colour(number)
         panel.plot([p.params for p in own], [p.top1 for p in own], color=look, linestyle=style.dash(number), linewidth=1)
+        spread = [p for p in own if p.std is not None]
         panel.errorbar(
-            [p.params for p in own], [p.top1 for p in own], [p.std or 0 for p in own], color=look, fmt="none", capsize=3
+            [p.params for p in spread], [p.top1 for p in spread], [p.std for p in spread], color=look, fmt="none", capsize=3
         )
         panel.scatter(
             [p.params for p in own],
