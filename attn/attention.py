@@ -26,8 +26,8 @@ class Site:
     """The position of an attention: everything that is known about it when the network is built.
 
     Attributes:
-        widths: channels of the features that the site receives, in the order in which `forward` gets them. In a `block` slot the
-            first is the block's input and the others are the outputs of its convolutions; in a `conv` slot they are the
+        widths: channels of the features that the site receives, in the order in which `forward` gets them. In a `block` slot
+            the first is the block's input and the others are the outputs of its convolutions; in a `conv` slot they are the
             convolution's input and output; in a `stage` slot only the stage's output. The last one is refined.
         stage: number of the stage, from 1.
         block: index of the block in its stage, from 0.
@@ -116,6 +116,14 @@ class Attention(nn.Module):
         """
         return []
 
+    def folded(self) -> Attention:
+        """What takes this module's place in a network for inference (`attn.fuse`): the same function in evaluation mode.
+
+        Override this if a part of the forward pass depends on the parameters alone, and can be computed once. Batch norms after
+        a convolution or a linear layer need nothing: they are found. By default the module itself.
+        """
+        return self
+
     def objective_parameters(self) -> list[str]:
         """Names of this module's parameters that get a gradient only from its own objective (`attn.models.auxiliary`).
 
@@ -161,10 +169,11 @@ class Attention(nn.Module):
 class Gate(Attention):
     """Squeeze, excite, scale: the three steps that BA and DCA build on.
 
-    `excite` takes only descriptors [N, C] and returns weights of the same shape. So the end of a block can be computed at once,
-    without storing the unweighted map (`attn.kernels`). In this case `weigh` is called with what `squeeze_moments` computes from
-    the features' means and variances; `forward`, `refine`, `squeeze` and `scale` are not called. If a subclass overrides one of
-    these four, it is always run by `forward`, unless it, or a subclass of it, also overrides the counterpart.
+    `excite` takes only descriptors [N, C] and returns weights of the same shape. So the end of a block can be computed at
+    once, without storing the unweighted map (`attn.kernels`). In this case `weigh` is called with what `squeeze_moments`
+    computes from the features' means and variances; `forward`, `refine`, `squeeze` and `scale` are not called. If a subclass
+    overrides one of these four, it is always run by `forward`, unless it, or a subclass of it, also overrides the
+    counterpart.
 
     `sources`: the features that it pools, as a slice of `feats`.
     """
@@ -188,7 +197,7 @@ class Gate(Attention):
         return mean
 
     def weigh(self, descriptors: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
-        """The channel weights [N, C] of the last feature, from the descriptors of `sources`, and the state for the next site."""
+        """The channel weights [N, C] of the last feature from the descriptors of `sources`, and the next site's state."""
         return self.excite(descriptors[-1]), state
 
     def takes_moments(self) -> bool:
@@ -256,7 +265,7 @@ def attend(module: nn.Module | None, feats: tuple[Tensor, ...], state: Any) -> t
 
 
 class StageAttention(nn.Module):
-    """The last step of a stage, named `attn` in it: applies an attention to the stage's output, and passes the state on unchanged."""
+    """The last step of a stage, named `attn`: applies an attention to its output, and passes the state on unchanged."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()

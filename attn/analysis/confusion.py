@@ -231,7 +231,7 @@ def run(subjects: Sequence[Subject], options: Confusion) -> tuple[Figure, Table]
         found.append(one)
         pictures = []
         for at in one.mistakes(options.mistakes):
-            picture = images.pixels(s.data[0, int(one.index[at])][0][None], s.cfg.data)[0]
+            picture = images.pixels(images.one(s.data, one.index[at])[0][None], s.cfg.data)[0]
             caption = f"{names[one.label[at]]} as {names[one.guess[at]]}\n{100 * one.confidence[at]:.1f} %"
             pictures.append((picture, caption))
         shown.append(pictures)

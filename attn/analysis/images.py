@@ -120,7 +120,17 @@ def batches(
     part = Seeded(Subset(data.dataset, [int(i) for i in indices]), data.transform, seed=0, training=False)
     loaded = evaluation_batches(part, batch_size, workers, Ranks(0, 1, device))
     for batch in bar(loaded, what, -(-len(part) // batch_size)):
-        yield to_device(batch, device, channels_last=False)
+        yield to_device(batch, device, channels_last=False, pixels=data.pixels)
+
+
+def one(data: Seeded, index: int) -> tuple[torch.Tensor, int]:
+    """An image by its number, normalised, [3, H, W], and its label.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    image, label, *_ = data[0, int(index)]
+    return data.pixels.normalised(image, torch.contiguous_format), label
 
 
 def pixels(images: torch.Tensor, data: Data) -> np.ndarray:

@@ -15,7 +15,7 @@ Step = Callable[[tuple[Tensor, State]], tuple[Tensor, State]]
 
 
 class Network(nn.Module):
-    """timm's `forward_features` and `forward_intermediates`; the first base class of a family's network, before timm's class.
+    """timm's `forward_features` and `forward_intermediates`; a family's network has it as base class, before timm's.
 
     A family defines in `steps` what is run, and in `taps` where timm takes its features.
 
@@ -25,7 +25,7 @@ class Network(nn.Module):
     last_is_norm: bool = False
 
     def steps(self) -> list[Step]:
-        """Everything before pooling and classifier, in order; each step maps (map, state) to (map, state). See `stateless`."""
+        """Everything before pooling and classifier, in order; each step maps (map, state) to (map, state)."""
         raise NotImplementedError(f"{type(self).__name__} does not override steps")
 
     def taps(self) -> list[int]:
@@ -72,8 +72,8 @@ class Network(nn.Module):
             intermediates_only: leave out the last map.
 
         Returns:
-            The last map as `forward_features` gives it (with `stop_early`, the map where the pass stopped), and the features,
-            each [N, C_i, H_i, W_i], in the order of the pass; with `intermediates_only` only these.
+            The last map as `forward_features` gives it (with `stop_early`, the map where the pass stopped), and the
+            features, each [N, C_i, H_i, W_i], in the order of the pass; with `intermediates_only` only these.
 
         Raises:
             ValueError: `output_fmt` is not NCHW.

@@ -1,4 +1,7 @@
-"""timm's Pyramid Vision Transformer v2. Wang et al.: PVT v2, Computational Visual Media 2022. Inside a stage, tokens are [N, H * W, C]."""
+"""timm's Pyramid Vision Transformer v2. Wang et al.: PVT v2, Computational Visual Media 2022.
+
+Inside a stage, tokens are [N, H * W, C].
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class PyramidVisionTransformerStage(timm_pvt.PyramidVisionTransformerStage):
     """timm's stage; ends with the slot `attn` (stage)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
-        """Maps ([N, C, H, W], state), in the first stage ([N, H, W, C], state), to ([N, C', H / stride, W / stride], state)."""
+        """Maps ([N, C, H, W] or, in the first stage, [N, H, W, C], state) to ([N, C', H / stride, W / stride], state)."""
         x, state = inputs
         if self.downsample is not None:
             x = self.downsample(x)

@@ -1,8 +1,10 @@
-"""timm's Vision Transformer and DeiT. Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021; Touvron et al.: DeiT, ICML 2021.
+"""timm's Vision Transformer and DeiT.
 
-An attention gets all tokens, including the class token, as a map [N, C, tokens, 1]. If it weighted only the other tokens, it would
-get no gradient in the last block from a head that reads only the class token; also, tokens may have been dropped. Spatial
-neighbours (for the 7x7 convolution of CBAM) are neighbours in the order of the tokens. The network is one stage.
+Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021; Touvron et al.: DeiT, ICML 2021.
+
+An attention gets all tokens, including the class token, as a map [N, C, tokens, 1]. If it weighted only the other tokens, it
+would get no gradient in the last block from a head that reads only the class token; also, tokens may have been dropped.
+Spatial neighbours (for the 7x7 convolution of CBAM) are neighbours in the order of the tokens. The network is one stage.
 """
 
 from __future__ import annotations

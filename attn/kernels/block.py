@@ -39,7 +39,10 @@ def pools_alone(module: Gate) -> bool:
 
 
 def norm_act(y: Tensor, norm: Any, act: nn.Module, pool: bool) -> tuple[Tensor, Tensor | None]:
-    """act(norm(y)) and, with `pool`, its mean over H W [N, C], in the type of y. Fused only with `pool`: else nothing is gained."""
+    """act(norm(y)) and, with `pool`, its mean over H W [N, C] in the type of y.
+
+    Fused only with `pool`, because else nothing is gained.
+    """
     if not pool:
         return act(norm(y)), None
     if not (fits(norm, y) and type(act) is nn.ReLU and not hooked(act)):
@@ -133,8 +136,8 @@ def fits(norm: Any, y: Tensor) -> bool:
 def known_norm(norm: Any) -> bool:
     """Whether the operators support a norm.
 
-    Not supported: SyncBN (its statistics are those of all ranks), no running statistics, a cumulative average (momentum None), no
-    weight.
+    Not supported: SyncBN (its statistics are those of all ranks), no running statistics, a cumulative average (momentum
+    None), no weight.
     """
     return (
         type(norm) is nn.BatchNorm2d

@@ -53,7 +53,8 @@ class BAAblation(Gate):
         last = len(site.widths) - 1
         if any(i >= last for i in self.convs):
             raise ValueError(
-                f"BA: position={position} bridges convolutions before the last, but the block at stage {site.stage} has {last}"
+                f"BA: position={position} bridges convolutions before the last, but the block at stage {site.stage} has "
+                f"{last}"
             )
         hidden = hidden_width(site.width, reduction, "BA")
         widths = [site.width, *(site.widths[i] for i in self.convs)]

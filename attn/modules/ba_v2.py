@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from attn.attention import Attention, Gate, Reading, Site
-from attn.modules._bridge import Base, Bridged, Reach, bridge_width, build_where_bridged
-from attn.modules._layers import VectorBatchNorm, activation
+from attn.modules._bridge import Base, Bridged, FoldedBridge, Reach, bridge_width, build_where_bridged
+from attn.modules._layers import VectorBatchNorm, activation, norm_as_affine
 
 
 class BAv2(Gate):
@@ -73,6 +73,13 @@ class BAv2(Gate):
         own = [self.squeeze(f) for f in feats[self.sources]]
         bridged = self.bridge(self.reach.collect(own, state)[0])
         return Reading({"channel": self.join(bridged)}, tuple(own), tuple(bridged))
+
+    def folded(self) -> Attention:
+        scale, shift = norm_as_affine(self.norm)
+        select, bridges = self.select.weight.double()[0], cast(list[nn.Linear], self.bridges)
+        weights = [a * scale[:, None] * b.weight.double() for a, b in zip(select, bridges, strict=True)]
+        bias = scale * self.select.bias.double() + shift
+        return FoldedBridge(self.reach, weights, bias, self.expand, self.act, self.gate)
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:

@@ -14,9 +14,9 @@ from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 class BAM(Attention):
     """y = x + x sigmoid(Mc(x) + Ms(x)) with a channel and a spatial branch, broadcast to the same shape (eqs. 1 to 4).
 
-    Mc: global average, two layers with C / r between them. Ms: 1x1 convolution to C / r channels, two dilated 3x3, 1x1 to one
-    map. Eqs. 2 and 3 print one batch norm at the end of each branch; the authors' code, whose sizes the tables have, puts
-    them on the hidden layers, as is done here.
+    Mc: global average, two layers with C / r between them. Ms: 1x1 convolution to C / r channels, two dilated 3x3, 1x1 to
+    one map. Eqs. 2 and 3 print one batch norm at the end of each branch; the authors' code, whose sizes the tables have,
+    puts them on the hidden layers, as is done here.
 
     Args:
         site: the position; meant for the `stage` slot. By default `place` fills every stage except the last.

@@ -54,7 +54,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Weights [N, 1, H, W] = sigmoid(BN(conv([max over channels, mean over channels]))) (eq. 3; the BN is from the authors' code).
+    """Weights [N, 1, H, W] = sigmoid(BN(conv([max over channels, mean over channels]))): eq. 3; BN as in the authors' code.
 
     Args:
         kernel_size: of the convolution, odd.

@@ -21,20 +21,23 @@ Maps = tuple[Tensor | None, Tensor | None]
 class DCACBAM(Attention):
     """`CBAM` whose channel and spatial attention are each connected with that of the previous block.
 
-    Channel: the previous block's map after its channel attention is matched to C channels and pooled like this block's; each pair
-    of pools is joined by one shared connection. Spatial: see `SpatialConnection` and `attn.modules.dca.Printed`. The first block is plain CBAM.
+    Channel: the previous block's map after its channel attention is matched to C channels and pooled like this block's; each
+    pair of pools is joined by one shared connection. Spatial: see `SpatialConnection` and `attn.modules.dca.Printed`. The
+    first block is plain CBAM.
 
     Args:
         site: the position.
         base: builds the `CBAM` from a site.
         connect: which attentions are connected: channel (DCA-C), spatial (DCA-S) or both (DCA-All).
-        connection: the schema of the channel join (`attn.modules.dca.Printed`), and in the form `equations` of the spatial one.
+        connection: the schema of the channel join (`attn.modules.dca.Printed`), and in the form `equations` of the spatial
+            one.
         bias: whether the channel join of the form `released` has a bias.
         matching: number of 1x1 convolutions of the channel size matching, each with BatchNorm and ReLU.
         reduction: of the two-layer size matching.
-        matching_bias: whether these convolutions have a bias, which the BatchNorm after them cancels (the authors' ResNet-50).
-        match_on: `map` matches the whole previous map, then pools it (the authors' code, 5.40 GFLOPs with ResNet-50); `pooled`
-            pools first (4.16 GFLOPs). The parameters are the same.
+        matching_bias: whether these convolutions have a bias, which the BatchNorm after them cancels (the authors'
+            ResNet-50).
+        match_on: `map` matches the whole previous map, then pools it (the authors' code, 5.40 GFLOPs with ResNet-50);
+            `pooled` pools first (4.16 GFLOPs). The parameters are the same.
         spatial_matching: how the previous map is resized to this block's resolution: avg or max pooling.
         zero_init: start with the weights of all spatial BatchNorms at 0, as in the authors' ResNet. There a ReLU follows the
             BatchNorm of the connection, so the spatial attention never gets a gradient. For comparison only.
@@ -187,7 +190,7 @@ def resize(x: Tensor, size: tuple[int, int], pool: Literal["avg", "max"]) -> Ten
 
 
 def map_matcher(previous: int, channels: int, matching: Matching, reduction: float, bias: bool) -> nn.Sequential:
-    """Matches maps [N, C', H, W] to [N, C, H, W]: one 1x1 convolution, or two with C / reduction between, each with BN and ReLU."""
+    """Matches maps [N, C', H, W] to [N, C, H, W]: 1x1 convolution, BN, ReLU, once or twice with C / reduction between."""
     hidden = matched_width(channels, matching, reduction)
     widths = [previous, channels] if matching == "1fc" else [previous, hidden, channels]
     layers: list[nn.Module] = []

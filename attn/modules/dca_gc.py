@@ -13,10 +13,10 @@ from attn.modules.gc import GC
 
 
 class DCAGC(Attention):
-    """`GC` whose context G is joined with the previous block's additive term T, which has no fixed range and is used as it is.
+    """`GC` whose context G is joined with the previous block's additive term T, which has no fixed range.
 
-    - `released`, the authors' code: G + w T with one learnable scalar w. This is the direct schema (eq. 3) with alpha fixed at
-      1 and beta = w; unlike in their other attentions no bias, norm or ReLU follows.
+    - `released`, the authors' code: G + w T with one learnable scalar w. This is the direct schema (eq. 3) with alpha fixed
+      at 1 and beta = w; unlike in their other attentions no bias, norm or ReLU follows.
     - `equations`: f(alpha G, beta T) of eqs. 2 to 4, both learnable.
 
     w, like beta, starts at 0, so a new network is a plain GC network in both forms.
@@ -24,11 +24,11 @@ class DCAGC(Attention):
     Args:
         site: the position.
         base: builds the `GC` from a site.
-        matching: layers of the size matching, used if the channels differ from the previous block's. `2fc` is Linear, LayerNorm,
-            ReLU, Linear, with nothing after it; `1fc` is one Linear.
+        matching: layers of the size matching, used if the channels differ from the previous block's. `2fc` is Linear,
+            LayerNorm, ReLU, Linear, with nothing after it; `1fc` is one Linear.
         reduction: of the two-layer size matching.
-        unused: also create what the authors' network contains but never uses: the scalar of the first block, and a size matching
-            there if the block's own input and output differ.
+        unused: also create what the authors' network contains but never uses: the scalar of the first block, and a size
+            matching there if the block's own input and output differ.
         form: `released` or `equations`.
         connection: the schema of `attn.modules.dca.Printed`; the form `released` allows only `direct`.
 

@@ -16,8 +16,8 @@ State = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # h [N, C], c [N, C], the cel
 class DIA(Attention):
     """One light LSTM cell per stage, shared by its blocks, whose hidden state is the channel weights (eqs. 5 to 8).
 
-    i, f, g, o = MLP_x(gap(x)) + MLP_h(h), each MLP C -> C / r -> 4 C with ReLU between; c' = sigmoid(f) c + sigmoid(i) tanh(g);
-    h' = sigmoid(o) sigmoid(c'); the map is multiplied by h'. h and c start at 0 at the first block of a stage.
+    i, f, g, o = MLP_x(gap(x)) + MLP_h(h), each MLP C -> C / r -> 4 C with ReLU between; c' = sigmoid(f) c + sigmoid(i)
+    tanh(g); h' = sigmoid(o) sigmoid(c'); the map is multiplied by h'. h and c start at 0 at the first block of a stage.
 
     The first block of a stage owns the cell. It passes the parameters on with the state, so that they appear only once in a
     state dict, an optimiser or a moving average.
@@ -25,7 +25,8 @@ class DIA(Attention):
     Args:
         site: the position; any [N, C, H, W].
         reduction: r; 20 gives the sizes of BA-Net's table; the authors' CIFAR code uses 4.
-        owner: whether this site starts a cell; `place` sets it. Within a stage, a site with a different width also starts one.
+        owner: whether this site starts a cell; `place` sets it. Within a stage, a site with a different width also starts
+            one.
 
     Raises:
         ValueError: `reduction` leaves no channel.

@@ -11,13 +11,14 @@ from attn.attention import Attention, Reading, Site
 class SGE(Attention):
     """In each group of channels, every pixel is weighted by its similarity to the group's average (eqs. 1 to 6).
 
-    c = <x, gap(x)> over the group's channels; weights = sigmoid(weight (c - mean c) / (std c + 1e-5) + bias), with one weight
-    and one bias per group, starting at 0 and 1.
+    c = <x, gap(x)> over the group's channels; weights = sigmoid(weight (c - mean c) / (std c + 1e-5) + bias), with one
+    weight and one bias per group, starting at 0 and 1.
 
     Args:
         site: the position; any [N, C, H, W].
         groups: number of groups; must divide C.
-        unbiased: std divided by the number of pixels minus one, as in the authors' code; eq. 4 divides by the number of pixels.
+        unbiased: std divided by the number of pixels minus one, as in the authors' code; eq. 4 divides by the number of
+            pixels.
 
     Raises:
         ValueError: `groups` does not divide C.

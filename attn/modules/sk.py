@@ -14,10 +14,10 @@ from attn.modules._layers import VectorBatchNorm, activation
 
 
 class SK(Attention):
-    """Convolutions of several receptive fields, combined per channel by attention over the branches (section 3.1). For the `conv` slot.
+    """Convolutions of several receptive fields, combined per channel by attention (section 3.1). For the `conv` slot.
 
-    U_m = act(BN(conv_m(x))); z = relu(BN(W1 gap(sum_m U_m))); a = softmax over m of W2 z; y = sum_m a_m U_m. The first branch
-    is the replaced convolution with its weights; the others have its kernel size.
+    U_m = act(BN(conv_m(x))); z = relu(BN(W1 gap(sum_m U_m))); a = softmax over m of W2 z; y = sum_m a_m U_m. The first
+    branch is the replaced convolution with its weights; the others have its kernel size.
 
     Args:
         site: the position, with `conv`.
