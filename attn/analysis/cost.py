@@ -237,7 +237,9 @@ def draw(found: Sequence[Measured]) -> Figure:
             values = [getattr(one, key)[mode] / unit for one in found]
             places = [i + 0.4 * (number - 0.5) for i in range(len(found))]
             bars = panel.barh(places, values, 0.38, color=style.colour(number), label=mode)
-            panel.bar_label(bars, [f"{value:,.0f}" for value in values], padding=2, fontsize=7)
+            panel.bar_label(
+                bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=2, fontsize=7
+            )
         panel.set_yticks(range(len(found)), [one.name for one in found])
         panel.invert_yaxis()
         panel.margins(x=0.15)

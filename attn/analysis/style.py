@@ -53,4 +53,4 @@ def hide_rest(axes: np.ndarray, used: int) -> None:
 def legend_below(figure: Figure, panel: Any, entries: int) -> None:
     """One legend for all panels, below them."""
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(entries, 5), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(entries, 5)), frameon=False)
