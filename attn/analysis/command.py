@@ -75,6 +75,7 @@ def _cost(options: Cost, out: str) -> list[Path]:
 
 
 def _saved(found: tuple[Figure, Table], out: str) -> list[Path]:
+    there = any(path.exists() for path in output_paths(out))
     paths = save(*found, out)
-    console.say(f"saved {', '.join(map(str, paths))}")
+    console.say(f"{'replaced' if there else 'saved'} {', '.join(map(str, paths))}")
     return paths

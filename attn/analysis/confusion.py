@@ -148,7 +148,7 @@ def _matrix(figure: Figure, axes: Any, one: Outcome, names: Sequence[str]) -> No
     with np.errstate(invalid="ignore"):
         shares = one.matrix / one.matrix.sum(1, keepdims=True)
     picture = axes.imshow(shares, vmin=0, vmax=1, cmap=style.RAMP)
-    axes.set(title="guesses of each class", xlabel="guess", ylabel="label")
+    axes.set(title="guesses, as shares of a label's images", xlabel="guess", ylabel="label")
     if len(names) <= FEW:
         turned = max(map(len, names)) > 2
         axes.set_xticks(range(len(names)), names, rotation=90 if turned else 0, fontsize=7)
@@ -158,7 +158,7 @@ def _matrix(figure: Figure, axes: Any, one: Outcome, names: Sequence[str]) -> No
             if count:
                 light = shares[i, j] < 0.6
                 axes.text(j, i, str(count), ha="center", va="center", fontsize=6, color="white" if light else "black")
-    figure.colorbar(picture, ax=axes, label="share of the label's images")
+    figure.colorbar(picture, ax=axes)
 
 
 def _classes(panel: Any, one: Outcome, names: Sequence[str]) -> None:
@@ -185,16 +185,16 @@ def _reliability(panel: Any, one: Outcome, bins: int) -> None:
         align="edge",
         color=style.colour(5),
         edgecolor="white",
-        label="accuracy",
     )
-    panel.plot(
-        confidence[filled], accuracy[filled], "o", markersize=3, color=style.colour(0), label="at the mean confidence"
-    )
+    panel.plot(confidence[filled], accuracy[filled], "o", markersize=3, color=style.colour(0))
     panel.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
     panel.set(
-        title=f"reliability, ECE {100 * one.calibration_error(bins):.2f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1)
+        title=f"reliability, ECE {100 * one.calibration_error(bins):.2f} %",
+        xlabel="confidence (dots: its mean)",
+        ylabel="accuracy",
+        xlim=(0, 1),
+        ylim=(0, 1),
     )
-    panel.legend(frameon=False, loc="upper left")
 
 
 def table(found: Sequence[Outcome], names: Sequence[str], bins: int = 15) -> Table:
@@ -231,7 +231,7 @@ def run(subjects: Sequence[Subject], options: Confusion) -> tuple[Figure, Table]
         found.append(one)
         pictures = []
         for at in one.mistakes(options.mistakes):
-            picture = images.pixels(s.data[0, int(one.index[at])][0][None], s.cfg.data)[0]
+            picture = images.pixels(images.one(s.data, one.index[at])[0][None], s.cfg.data)[0]
             caption = f"{names[one.label[at]]} as {names[one.guess[at]]}\n{100 * one.confidence[at]:.1f} %"
             pictures.append((picture, caption))
         shown.append(pictures)

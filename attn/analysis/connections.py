@@ -100,7 +100,7 @@ def draw(found: Sequence[Contribution]) -> Figure:
     panel.set(xlabel="block that the connection leads into", ylabel=FORMULA.replace(", ", "\n"), ylim=(0, 1))
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.3)
-    panel.legend(frameon=False, loc="best")
+    style.legend_below(figure, panel, min(len(found), 3))
     return figure
 
 

@@ -237,7 +237,9 @@ def draw(found: Sequence[Measured]) -> Figure:
             values = [getattr(one, key)[mode] / unit for one in found]
             places = [i + 0.4 * (number - 0.5) for i in range(len(found))]
             bars = panel.barh(places, values, 0.38, color=style.colour(number), label=mode)
-            panel.bar_label(bars, [f"{value:,.0f}" for value in values], padding=2, fontsize=7)
+            panel.bar_label(
+                bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=2, fontsize=7
+            )
         panel.set_yticks(range(len(found)), [one.name for one in found])
         panel.invert_yaxis()
         panel.margins(x=0.15)
@@ -261,8 +263,9 @@ def draw_points(found: Sequence[Point], title: str) -> Figure:
         own = sorted((p for p in found if p.family == family), key=lambda p: p.params)
         look = style.colour(number)
         panel.plot([p.params for p in own], [p.top1 for p in own], color=look, linestyle=style.dash(number), linewidth=1)
+        spread = [p for p in own if p.std is not None]
         panel.errorbar(
-            [p.params for p in own], [p.top1 for p in own], [p.std or 0 for p in own], color=look, fmt="none", capsize=3
+            [p.params for p in spread], [p.top1 for p in spread], [p.std for p in spread], color=look, fmt="none", capsize=3
         )
         panel.scatter(
             [p.params for p in own],

@@ -123,6 +123,16 @@ def batches(
         yield to_device(batch, device, channels_last=False, pixels=data.pixels)
 
 
+def one(data: Seeded, index: int) -> tuple[torch.Tensor, int]:
+    """An image by its number, normalised, [3, H, W], and its label.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    image, label, *_ = data[0, int(index)]
+    return data.pixels.normalised(image, torch.contiguous_format), label
+
+
 def pixels(images: torch.Tensor, data: Data) -> np.ndarray:
     """Normalised images [N, 3, H, W] as they look, [N, H, W, 3] from 0 to 1."""
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (data.mean, data.std))

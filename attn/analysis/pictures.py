@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attn.analysis.images import pixels
+from attn.analysis.images import one, pixels
 from attn.analysis.subjects import Subject
 from attn.data.imagefolder import UnreadableImage, read_rgb
 from attn.errors import UserError
@@ -51,8 +51,7 @@ def load(subject: Subject, wanted: Sequence[str]) -> list[Picture]:
         if name.isdecimal():
             if int(name) >= len(subject.data):
                 raise UserError(f"images={name}: there are {len(subject.data)} validation images, numbered from 0")
-            tensor, label, *_ = subject.data[0, int(name)]
-            tensor = subject.data.pixels.normalised(tensor, torch.contiguous_format)
+            tensor, label = one(subject.data, int(name))
             title = f"{name}: {subject.classes[label]}" if subject.classes else f"{name}: class {label}"
         else:
             try:

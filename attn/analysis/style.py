@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-# Okabe and Ito: Color Universal Design, 2008; black last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+# Okabe and Ito: Color Universal Design, 2008; yellow, the faintest on white, last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 RAMP = "viridis"  # for maps and matrices
@@ -53,4 +53,4 @@ def hide_rest(axes: np.ndarray, used: int) -> None:
 def legend_below(figure: Figure, panel: Any, entries: int) -> None:
     """One legend for all panels, below them."""
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(entries, 5), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(entries, 5)), frameon=False)

@@ -17,7 +17,17 @@ from attn.errors import UserError, as_user_errors
 from attn.evaluation.job import with_data
 from attn.runs import checkpoint, load
 
-SAME = ("source", "dataset", "root", "val_split", "num_classes", "samples")  # what two checkpoints must have in common
+SAME = (
+    "source",
+    "dataset",
+    "root",
+    "val_split",
+    "num_classes",
+    "samples",
+    "labels",
+    "split",
+    "held_out",
+)  # what two checkpoints must have in common
 
 
 @dataclass(frozen=True)

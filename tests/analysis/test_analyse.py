@@ -82,6 +82,8 @@ def test_the_script_itself(in_process: Command, trained: dict[str, Path], tmp_pa
     done = in_process(["scripts/analyse.py", *arguments])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"saved {tmp_path / 'a.png'}, ")
+    again = in_process(["scripts/analyse.py", *arguments])
+    assert again.stdout.startswith(f"replaced {tmp_path / 'a.png'}, ")
     overview = in_process(["scripts/analyse.py", "--help"])
     assert overview.returncode == 0
     assert all(kind in overview.stdout for kind in analysis.KINDS)

@@ -64,7 +64,7 @@ def data(side: int = SIDE) -> Seeded:
 
 
 def batch(count: int = 2, side: int = SIDE) -> torch.Tensor:
-    return torch.stack([data(side)[0, i][0] for i in range(count)])
+    return torch.stack([images.one(data(side), i)[0] for i in range(count)])
 
 
 def content(model: nn.Module) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def test_weights(attention: str, untouched: Any) -> None:
     assert found.classes == ["three", "one"]
     block = {label: i for i, label in enumerate(found.blocks)}
     with torch.no_grad():
-        seen = trace.forward(model, torch.stack([data()[0, i][0] for i in (3, 11, 1, 9)]))
+        seen = trace.forward(model, torch.stack([images.one(data(), i)[0] for i in (3, 11, 1, 9)]))
     for one in seen.blocks:
         if one.label in block:
             with torch.no_grad():

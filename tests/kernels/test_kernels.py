@@ -578,3 +578,17 @@ def test_the_build_says_what_it_did(tmp_path: Path) -> None:
     failing = run_build(tmp_path / "other", CXX="false")
     assert failing.stderr == "kernels: not built, false failed: exit status 1; the reference form is used\n"
     assert list((tmp_path / "other").rglob("*.so")) == []
+
+
+def test_a_traced_pass_of_fused_blocks_hands_out_their_weights() -> None:
+    fused, plain = (net.eval() for net in both("ba"))
+    x = images(2)
+    with torch.no_grad():
+        assert ran_fused(fused, x) > 0
+        seen = [net.trace(x) for net in (fused, plain)]
+        torch.testing.assert_close(seen[0].output, fused.forward_features(x), rtol=1e-3, atol=1e-4)
+        for one, other in zip(*(trace.passages for trace in seen), strict=True):
+            weights = [
+                p.calls[-1].module.reading(p.calls[-1].feats, p.calls[-1].state).weights["channel"] for p in (one, other)
+            ]
+            torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
