@@ -11,6 +11,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+import detection  # noqa: F401  # before the toolboxes, for mmcv's operators
+
 pytest_plugins = [detection_fixtures.__name__]
 
 
@@ -27,7 +29,9 @@ def needed(package: str) -> None:
 
 def build(path: str, scope: str, **changes: Any) -> Any:
     cfg = Config.fromfile(detection_fixtures.CONFIGS / path)
-    cfg.merge_from_dict({"model.backbone.init_cfg": None, "model.backbone.layers": [1, 1, 1, 1], **changes})
+    # Norms that begin at 0 would let no gradient into a block.
+    small = {"model.backbone.init_cfg": None, "model.backbone.layers": [1, 1, 1, 1], "model.backbone.zero_init_last": False}
+    cfg.merge_from_dict({**small, **changes})
     from mmengine.registry import MODELS
 
     with DefaultScope.overwrite_default_scope(scope):
