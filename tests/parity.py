@@ -1,8 +1,8 @@
 """Comparing our networks with the authors' own, without their weights.
 
 `parity.json` holds what the authors' networks compute (eval, float32, 2x3x64x64) for weights that anyone can make again: a
-tensor comes from a generator seeded with the crc32 of its name in their network. `official_keys.json` holds, per network, the
-crc32 of the listing of names and shapes of their checkpoint ("name shape" lines, sorted).
+tensor comes from a generator seeded with the crc32 of its name in their network. `official_keys.json` holds, per network,
+the crc32 of the listing of names and shapes of their checkpoint ("name shape" lines, sorted).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def authors_file(network: str, path: Path, prefix: str = "module.") -> dict[str,
 
 
 def converted(network: str, folder: Path, prefix: str = "module.") -> nn.Module:
-    """The model of the authors' checkpoint, converted and loaded as a user does; its tensors are compared with the file's."""
+    """The model of the authors' checkpoint, converted and loaded as users do; its tensors are compared with the file's."""
     theirs_path, ours_path = folder / "model_best.pth.tar", folder / f"{network}.pt"
     tensors = authors_file(network, theirs_path, prefix)
     report = convert_file(NETWORKS[network][0], network, theirs_path, ours_path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width, select
+from attn.attention import Attention, Gate, Site, hidden_width, select
 
 T = TypeVar("T")
 Base = Literal["refined", "input"]
@@ -87,3 +88,49 @@ def bridge_width(site: Site, reduction: float, reduction_of: Base) -> int:
         ValueError: it would be 0.
     """
     return hidden_width(site.width if reduction_of == "refined" else site.widths[0], reduction, "BA")
+
+
+class FoldedBridge(Gate):
+    """Bridge attention in evaluation: gate(W act(V z + b)), z all descriptors in one vector. BA and BAv2 become the same.
+
+    Args:
+        reach: which convolutions are bridged.
+        weights: V, the part of each convolution, [hidden, C_i]; in float64.
+        bias: b, [hidden], in float64.
+        expand: W, with its parameters' type.
+        act, gate: the activations.
+        pools: what pools each of the block's convolutions, [N, C_i, H_i, W_i] to [N, C_i]; None for the average.
+    """
+
+    def __init__(
+        self,
+        reach: Reach,
+        weights: Sequence[Tensor],
+        bias: Tensor,
+        expand: nn.Linear,
+        act: nn.Module,
+        gate: nn.Module,
+        pools: nn.ModuleList | None = None,
+    ) -> None:
+        super().__init__()
+        self.reach, self.sources = reach, reach.sources
+        joined = torch.cat(list(weights), 1).to(expand.weight.dtype)
+        self.bridge = nn.Linear(joined.shape[1], joined.shape[0], device="meta")
+        self.bridge.weight, self.bridge.bias = nn.Parameter(joined), nn.Parameter(bias.to(joined.dtype))
+        self.expand, self.act, self.gate, self.pools = expand, act, gate, pools
+
+    def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
+        own = feats[self.sources]
+        if self.pools is None:
+            descriptors = [self.squeeze(f) for f in own]
+        else:
+            descriptors = [pool(f) for pool, f in zip(self.pools, own, strict=True)]
+        weights, state = self.weigh(descriptors, state)
+        return self.scale(feats[-1], weights), state
+
+    def takes_moments(self) -> bool:
+        return self.pools is None and super().takes_moments()
+
+    def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
+        descriptors, state = self.reach.collect(descriptors, state)
+        return self.gate(self.expand(self.act(self.bridge(torch.cat(descriptors, 1))))), state

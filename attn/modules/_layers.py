@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import get_act_layer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attn.attention import Site
 
@@ -16,8 +17,9 @@ from attn.attention import Site
 class VectorBatchNorm(nn.BatchNorm1d):
     """BatchNorm over descriptors [N, C] that also trains at one image per device.
 
-    A batch of one has no variance: `nn.BatchNorm1d` raises an error. Here such a batch is normalised by the running statistics,
-    which stay unchanged. With two images or more it is the same as `nn.BatchNorm1d`. Parameter names are the same.
+    A batch of one has no variance: `nn.BatchNorm1d` raises an error. Here such a batch is normalised by the running
+    statistics, which stay unchanged. With two images or more it is the same as `nn.BatchNorm1d`. Parameter names are the
+    same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,13 +31,26 @@ class VectorBatchNorm(nn.BatchNorm1d):
 class MapBatchNorm(nn.BatchNorm2d):
     """BatchNorm over maps [N, C, H, W] that also trains where every channel has a single value (N = H = W = 1).
 
-    Such a batch is normalised by the running statistics, as in `VectorBatchNorm`. Otherwise it is the same as `nn.BatchNorm2d`.
+    Such a batch is normalised by the running statistics, as in `VectorBatchNorm`. Otherwise it is the same as
+    `nn.BatchNorm2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
+
+
+def norm_as_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C], in float64, with which a batch norm in evaluation maps x to scale x + shift."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None, "a norm in evaluation has running statistics"
+    assert variance is not None, "a norm in evaluation has running statistics"
+    scale = (variance.detach().double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean.detach().double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
 def bin_average(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -61,7 +76,8 @@ def dense_conv(site: Site, name: str) -> nn.Conv2d:
     """The convolution of a `conv` site.
 
     Raises:
-        ValueError: there is none, it has groups, or it is not a plain zero-padded `nn.Conv2d` that keeps the size at stride 1.
+        ValueError: there is none, it has groups, or it is not a plain zero-padded `nn.Conv2d` that keeps the size at stride
+            1.
     """
     conv = site.conv
     if conv is None:

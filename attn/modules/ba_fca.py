@@ -35,5 +35,8 @@ class BAFca(BA):
     def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
         return [dct(f) for dct, f in zip(self.dcts, feats, strict=True)]
 
+    def pools(self) -> nn.ModuleList:
+        return self.dcts
+
     def takes_moments(self) -> bool:
         return False  # a frequency cannot be computed from mean and variance

@@ -22,8 +22,8 @@ class DCT(nn.Module):
     and v that is not 0, and summed over the map: frequency (0, 0) is S times the average. Maps that are not S x S are first
     averaged to this size. The parts are equal if 16 divides the channels, else as equal as possible.
 
-    The weights are not parameters but a buffer of 16 S^2 values, which depends only on the settings; state dicts do not contain it.
-    The authors' checkpoints contain it, once per channel, as `dct_layer.weight` [C, S, S].
+    The weights are not parameters but a buffer of 16 S^2 values, which depends only on the settings; state dicts do not
+    contain it. The authors' checkpoints contain it, once per channel, as `dct_layer.weight` [C, S, S].
 
     Args:
         channels: C.
@@ -46,6 +46,10 @@ class DCT(nn.Module):
         self.register_buffer("basis", torch.stack(maps), persistent=False)
         self.register_buffer("part", torch.arange(channels) * len(ROWS) // channels, persistent=False)
 
+    def folded(self) -> FixedDCT:
+        """The same with the weights of every channel in memory, C S^2 values."""
+        return FixedDCT(self.basis[self.part])
+
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.size, self.size):
             x = bin_average(x, (self.size, self.size))
@@ -61,6 +65,21 @@ class DCT(nn.Module):
         if input_size < 1:
             raise ValueError(f"Fca: input_size={input_size} must be the side of the input images in pixels, at least 1")
         return max(7, -(-input_size // site.stride))
+
+
+class FixedDCT(nn.Module):
+    """`DCT` with given weights [C, S, S]."""
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != self.weights.shape[1:]:
+            x = bin_average(x, (self.weights.shape[1], self.weights.shape[2]))
+        return (x * self.weights.to(x.dtype)).sum((2, 3))
 
 
 class Fca(Gate):

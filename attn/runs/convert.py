@@ -80,12 +80,12 @@ def convert_file(source: str, arch: str, path: Path, out: Path, start: Sequence[
         arch: name of the network there.
         path: the file: a state dict, bare or as `state_dict` or `model` of a training script; or safetensors.
         out: the checkpoint to write; must not exist.
-        start: overrides as of train.py, for a start of fine-tuning: the checkpoint's model is that of the network with these,
-            and takes the tensors that it shares with it by name and shape.
+        start: overrides as of train.py, for a start of fine-tuning: the checkpoint's model is that of the network with
+            these, and takes the tensors that it shares with it by name and shape.
 
     Raises:
-        UserError: an unknown name, a file that is damaged, of another network or partial, overrides that do not fit, or `out`
-            exists.
+        UserError: an unknown name, a file that is damaged, of another network or partial, overrides that do not fit, or
+            `out` exists.
     """
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another file")

@@ -90,7 +90,9 @@ def _plain(value: Any) -> bool:
 
 
 def _scaler(value: Any) -> bool:
-    return isinstance(value, Mapping) and (not value or all(_number(value.get(k)) and value[k] >= 0 for k in SCALER))
+    return isinstance(value, Mapping) and (
+        not value or all(_number(value.get(k)) and 0 <= value[k] < math.inf for k in SCALER)
+    )
 
 
 def _tensors(value: Any) -> bool:

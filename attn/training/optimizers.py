@@ -60,14 +60,15 @@ def build(schedule: Schedule, parameters: list[dict[str, Any]]) -> torch.optim.O
     """
     name = schedule.optimizer
     options = _checked(name, schedule.optimizer_options)
+    given: dict[str, Any] = {"lr": schedule.lr, "weight_decay": schedule.weight_decay}
+    if not {"fused", "foreach", "differentiable"} & set(options):
+        given["fused"] = True
     try:
         if name == "adamw":
             beta1, beta2 = schedule.betas
-            given: dict[str, Any] = {"betas": (beta1, beta2), "weight_decay": schedule.weight_decay}
-            return torch.optim.AdamW(parameters, lr=schedule.lr, **given, **options)
+            return torch.optim.AdamW(parameters, betas=(beta1, beta2), **given, **options)
         if name == "sgd":
-            given = {"momentum": schedule.momentum, "nesterov": schedule.nesterov, "weight_decay": schedule.weight_decay}
-            return torch.optim.SGD(parameters, lr=schedule.lr, **given, **options)
+            return torch.optim.SGD(parameters, momentum=schedule.momentum, nesterov=schedule.nesterov, **given, **options)
         return create_optimizer_v2(parameters, name, lr=schedule.lr, weight_decay=schedule.weight_decay, **options)
     except (TypeError, ValueError, IndexError, RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"schedule.optimizer={name} schedule.optimizer_options={dict(options)}: {reason(error)}") from None

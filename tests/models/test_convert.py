@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere: every listing of the authors, timm, torchvision, starts for fine-tuning, and what is refused."""
+"""Checkpoints of the authors, timm and torchvision: every listing, starts for fine-tuning, and what is refused."""
 
 from __future__ import annotations
 
@@ -373,7 +373,7 @@ def test_the_script_converts_and_eval_takes_the_result(tmp_path: Path) -> None:
 
 
 def test_an_se_mobilenetv3_of_the_ba_net_authors_computes_what_its_layers_say(tmp_path: Path) -> None:
-    """MobileNetV3-small by the names of its checkpoint: the gate comes before the activation, but after it in the first block."""
+    """MobileNetV3-small, written out by its checkpoint's names: gate before activation, in the first block after it."""
     t = weights("mobilenetv3_small_banet")
 
     def conv(x: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:

@@ -65,7 +65,7 @@ def blocks(shapes: Shapes) -> dict[tuple[int, int], int]:
 
 
 def differences(given: Shapes, expected: Shapes, ignored: Callable[[str], bool]) -> Iterator[str]:
-    """One text per kind of difference between a checkpoint and what it should hold, with some of the names."""
+    """One string per kind of difference between a checkpoint and what it should hold, with some of the names."""
     kinds: dict[str, Iterable[str]] = {
         "missing": [name for name in expected if name not in given],
         "unexpected": [name for name in given if name not in expected and not ignored(name)],
@@ -82,7 +82,7 @@ def differences(given: Shapes, expected: Shapes, ignored: Callable[[str], bool])
 
 
 def same_size(given: Shape, expected: Shape) -> bool:
-    """Equal but for trailing or leading ones, which the versions of an author's code have or have not."""
+    """Equal except for leading or trailing ones, which only some versions of an author's code have."""
 
     def trimmed(shape: Shape) -> list[int]:
         return [side for side in shape if side != 1]
