@@ -1,13 +1,7 @@
-"""A model as a folder that others can load: weights as safetensors, the config as JSON, a model card; here or on the Hugging Face Hub.
-
-model.safetensors   the weights, averaged ones where the run has them
-config.json         what timm reads of a network of its own, and under `attn` what this package needs
-README.md           the model card (`attn.runs.card`)
-"""
+"""Writes the model of a run as a folder that others can load (`attn.runs.folder`), here or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -17,21 +11,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attn.config import groups, parse
 from attn.config.schema import Config
 from attn.errors import UserError, reason
 from attn.models.spec import SETTINGS
-from attn.runs import card, checkpoint, entries, load
-from attn.runs.checkpoint import BEST, LAST, BadCheckpoint
+from attn.runs import card, checkpoint, load
+from attn.runs.checkpoint import BEST, LAST
 from attn.runs.files import sync_folder, to_json
-
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-HUB = "hf-hub:"
-FORMAT = 1
-KEPT = ("step", "evaluated", "best", "classes", "versions", "origin")  # of a checkpoint, beside config and weights
+from attn.runs.folder import CARD, CONFIG, FORMAT, KEPT, WEIGHTS
+from attn.runs.folder import hub as the_hub
 
 
 def save_pretrained(
@@ -109,7 +100,7 @@ def push_to_hub(
     Raises:
         UserError: as `save_pretrained`, or the Hub refuses or cannot be reached.
     """
-    hub = _hub()
+    hub = the_hub()
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise UserError(f"repo={repo!r}: must be organisation/name, as in me/ba_resnet50")
     with tempfile.TemporaryDirectory() as place:
@@ -120,60 +111,6 @@ def push_to_hub(
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message))
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{repo} cannot be uploaded: {reason(error)}") from None
-
-
-def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """A checkpoint: a file as `checkpoint.read` takes it, a folder of `save_pretrained`, or `hf-hub:organisation/name[@revision]`.
-
-    Nothing of it is executed.
-
-    Raises:
-        BadCheckpoint: it is missing, damaged or something else.
-        UserError: the Hub has no such model, or cannot be reached.
-    """
-    folder = fetch(str(path)) if str(path).startswith(HUB) else Path(path)
-    if not (folder.is_dir() and (folder / CONFIG).exists()):
-        return checkpoint.read(path, device)
-    return read_folder(folder, device)
-
-
-def fetch(name: str) -> Path:
-    """The local copy of a model on the Hub: only its weights and config are downloaded.
-
-    Args:
-        name: `hf-hub:organisation/name`, with `@revision` after it for another than the newest.
-
-    Raises:
-        UserError: there is none, or the Hub cannot be reached and there is no copy.
-    """
-    repo, _, revision = name.removeprefix(HUB).partition("@")
-    try:
-        found = _hub().snapshot_download(repo, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG])
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name} cannot be loaded: {reason(error)}") from None
-    return Path(found)
-
-
-def read_folder(folder: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What `save_pretrained` wrote, in the form of a checkpoint.
-
-    Raises:
-        BadCheckpoint: a file is missing, damaged or of something else.
-    """
-    try:
-        described = json.loads((folder / CONFIG).read_text()).get("attn")
-        if not (isinstance(described, dict) and isinstance(described.get("config"), dict)):
-            raise BadCheckpoint(f"{folder / CONFIG} is not of attn.save_pretrained: it has no entry attn with a config")
-        if not (isinstance(described.get("format"), int) and 0 < described["format"] <= FORMAT):
-            raise BadCheckpoint(f"{folder / CONFIG} has format {described.get('format')!r}; this version reads {FORMAT}")
-        weights: dict[str, Tensor] = load_file(folder / WEIGHTS, str(device))
-    except (AttributeError, ValueError, OSError, SafetensorError) as error:
-        raise BadCheckpoint(f"{folder} cannot be read (incomplete, damaged, or no model of attn): {reason(error)}") from None
-    content = {"config": described["config"], "model": weights, **{k: described[k] for k in KEPT if k in described}}
-    wrong = next(entries.problems(content), None)
-    if wrong is not None:
-        raise BadCheckpoint(f"{folder / CONFIG} is damaged, or not of attn.save_pretrained: {wrong}")
-    return content
 
 
 def own_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -212,11 +149,3 @@ def for_timm(cfg: Config, model: Any, classes: list[str] | None) -> dict[str, An
     found |= {"model_args": options} if options else {}
     found |= {"label_names": classes} if classes else {}
     return found | {"pretrained_cfg": images}
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError("the Hugging Face Hub needs huggingface_hub: pip install 'attn[hub]'") from None
-    return huggingface_hub
