@@ -29,7 +29,7 @@ from attn.kernels import BUILD, form_here
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
-from attn.runs import checkpoint, directory, load, metrics, starts, steps
+from attn.runs import checkpoint, directory, folder, load, metrics, starts, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
 from attn.training import optim, optimizers
