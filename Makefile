@@ -60,9 +60,9 @@ $(BIN)/uv:
 	@touch $@
 
 .venv/.all: .venv/.core
-	@echo 'Setting up MMDetection.'
-	@$(INSTALL) '.[wandb,dev,detection]' --offline 2>/dev/null || \
-	  $(INSTALL) '.[wandb,dev,detection]'
+	@echo 'Setting up MMDetection, MMSegmentation and MMPretrain.'
+	@$(INSTALL) '.[wandb,dev,mmseg]' --offline 2>/dev/null || \
+	  $(INSTALL) '.[wandb,dev,mmseg]'
 	@touch $@
 
 .venv/.compiled: .venv/.all

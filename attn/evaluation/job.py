@@ -30,10 +30,10 @@ from attn.evaluation.scores import ClassCounts, Scores
 from attn.kernels import BUILD
 from attn.models.options import options_of
 from attn.models.spec import locate
-from attn.runs import load, shared
+from attn.runs import folder, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import to_json, write_atomically
-from attn.runs.shared import HUB
+from attn.runs.folder import HUB
 from attn.tabulate import text_lines
 
 
@@ -45,7 +45,7 @@ def run(request: Request) -> Scores:
     """
     path = Path(os.path.expanduser(request.checkpoint))
     beside = Path(str(path).removeprefix(HUB).replace("/", "-")) if str(path).startswith(HUB) else path
-    content = shared.read(path)
+    content = folder.read(path)
     trained = load.load_config(content, path)
     cfg = with_data(trained, request.data)
     with as_user_errors():

@@ -16,7 +16,7 @@ from attn.errors import UserError, reason
 from attn.kernels import Kernels, form_here
 from attn.models import spec
 from attn.models.create import check_input, create_model
-from attn.runs import shared
+from attn.runs import folder
 from attn.runs.checkpoint import BadCheckpoint, non_finite
 
 OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # options of timm
@@ -128,7 +128,7 @@ def load(
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
-    content = shared.read(path, device)
+    content = folder.read(path, device)
     model = build(with_kernels_here(trusted(load_config(content, path), trust, f"checkpoint {path}")))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()

@@ -1,10 +1,4 @@
-"""A model as a folder that others can load: weights as safetensors, the config as JSON, a model card; here or on the Hugging
-Face Hub.
-
-model.safetensors   the weights, averaged ones where the run has them
-config.json         what timm reads of a network of its own, and under `attn` what this package needs
-README.md           the model card (`attn.runs.card`)
-"""
+"""Writes the model of a run as a folder that others can load (`attn.runs.folder`), here or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -27,7 +21,8 @@ from attn.models.spec import SETTINGS
 from attn.runs import card, checkpoint, load
 from attn.runs.checkpoint import BEST, LAST
 from attn.runs.files import sync_folder, to_json
-from attn.runs.shared import CARD, CONFIG, FORMAT, KEPT, WEIGHTS, huggingface_hub
+from attn.runs.folder import CARD, CONFIG, FORMAT, KEPT, WEIGHTS
+from attn.runs.folder import hub as the_hub
 
 
 def save_pretrained(
@@ -105,7 +100,7 @@ def push_to_hub(
     Raises:
         UserError: as `save_pretrained`, or the Hub refuses or cannot be reached.
     """
-    hub = huggingface_hub()
+    hub = the_hub()
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise UserError(f"repo={repo!r}: must be organisation/name, as in me/ba_resnet50")
     with tempfile.TemporaryDirectory() as place:

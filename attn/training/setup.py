@@ -29,7 +29,7 @@ from attn.kernels import BUILD, form_here
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
-from attn.runs import checkpoint, directory, load, metrics, shared, starts, steps
+from attn.runs import checkpoint, directory, folder, load, metrics, starts, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
 from attn.training import optim, optimizers
@@ -205,7 +205,7 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
     if cfg.init is not None and fresh:
-        load.load_weights(model, load.pick_weights(shared.read(cfg.init), None, cfg.init), cfg.init)
+        load.load_weights(model, load.pick_weights(folder.read(cfg.init), None, cfg.init), cfg.init)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
         check_single_image(cfg, model)
     if ranks.world > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import ROOT, TINY, call_fresh, composed
+from commands import ROOT, SMALL, TINY, Command, call_fresh, composed
+
+import attn
 
 FOLDER = ROOT / "scripts" / "clusters"
 SCHEMAS: dict[str, Any] = yaml.safe_load((ROOT / "tests" / "fixtures" / "cluster_schemas.yaml").read_text())
@@ -89,3 +92,34 @@ def test_without_ray_the_script_says_what_to_install() -> None:
     script = "import sys, runpy; sys.modules['ray'] = None; sys.argv = ['x']; runpy.run_path('scripts/ray_train.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: this needs Ray: pip install 'attn[ray]'\n")
+
+
+def test_the_model_of_scaling() -> None:
+    predict = runpy.run_path(str(ROOT / "scripts" / "scaling.py"))["predict"]
+    gradients = 100 * 2**20
+    assert predict(1, 0.1, gradients, 1e9) == 1
+    assert predict(64, 0.1, gradients, 1e15) == pytest.approx(1)
+    # Hidden but for the last of four buckets: 2 x 7/8 x 25 MiB at 10 GB/s come on top.
+    assert predict(8, 0.1, gradients, 10e9) == pytest.approx(0.1 / (0.1 + 1.75 * 25 * 2**20 / 10e9))
+    # A slow network: a third of the step, then nothing but the transfer.
+    assert predict(2, 0.1, gradients, 1e8) == pytest.approx(0.1 / (0.1 / 3 + gradients / 1e8))
+    speeds = [predict(n, 0.1, gradients, 1e9) for n in (1, 2, 4, 8, 64)]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+@pytest.mark.slow
+def test_scaling_says_how_many_bytes_travel(in_process: Command) -> None:
+    small = [*SMALL, "attention=se", "attention.block.reduction=4", "data.num_classes=10"]
+    small += ["+backbone.channels=[16,16,24,24]", "+backbone.stem_width=16", "device=cpu", "data.workers=0"]
+    done = in_process(
+        ["scripts/scaling.py", "--ranks", "1", "--batch", "4", "--steps", "2", "--predict", "8", "--bandwidth", "1", *small]
+    )
+    assert done.returncode == 0, done.stderr
+    _, measured, about, predicted = done.stdout.splitlines()
+    model = attn.create_model("resnet10t", "se", 10, reduction=4, channels=[16, 16, 24, 24], stem_width=16)
+    assert (
+        about
+        == f"predicted, for {4 * sum(p.numel() for p in model.parameters()) / 1e6:.1f} MB of gradients per step at 1 GB/s:"
+    )
+    assert (measured.split()[0], predicted.split()[0]) == ("1", "8")
+    assert 0 < float(predicted.split()[3].rstrip("%")) <= 100

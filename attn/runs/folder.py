@@ -1,4 +1,9 @@
-"""Reading a model that others share: the folder that `attn.runs.pretrained` writes, here or on the Hugging Face Hub."""
+"""A model in a folder, as `attn.runs.pretrained` writes it, or on the Hugging Face Hub: read like a checkpoint.
+
+model.safetensors   the weights, averaged ones where the run has them
+config.json         what timm reads of a network of its own, and under `attn` what this package needs
+README.md           the model card (`attn.runs.card`)
+"""
 
 from __future__ import annotations
 
@@ -22,8 +27,7 @@ KEPT = ("step", "evaluated", "best", "classes", "versions", "origin")  # of a ch
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """A checkpoint: a file as `checkpoint.read` takes it, a folder of `save_pretrained`, or
-    `hf-hub:organisation/name[@revision]`.
+    """A checkpoint: a file as `checkpoint.read` takes it, a folder of `save_pretrained`, or `hf-hub:organisation/name[@revision]`.
 
     Nothing of it is executed.
 
@@ -48,7 +52,7 @@ def fetch(name: str) -> Path:
     """
     repo, _, revision = name.removeprefix(HUB).partition("@")
     try:
-        found = huggingface_hub().snapshot_download(repo, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG])
+        found = hub().snapshot_download(repo, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG])
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} cannot be loaded: {reason(error)}") from None
     return Path(found)
@@ -76,14 +80,14 @@ def read_folder(folder: Path, device: str | torch.device = "cpu") -> dict[str, A
     return content
 
 
-def huggingface_hub() -> Any:
-    """The package of this name.
+def hub() -> Any:
+    """The package huggingface_hub.
 
     Raises:
         UserError: it is not installed.
     """
     try:
-        import huggingface_hub as package
+        import huggingface_hub
     except ImportError:
         raise UserError("the Hugging Face Hub needs huggingface_hub: pip install 'attn[hub]'") from None
-    return package
+    return huggingface_hub
