@@ -57,7 +57,7 @@ def test_the_input_beside_torchvisions(in_process: Command, tmp_path: Path, monk
         region.library.cache_clear()
         done = in_process([*command, f"--json={tmp_path / 'r.json'}"])
         assert done.returncode == 0, done.stderr
-        assert "of torchvision and of attn region equal, bit for bit: yes" in done.stdout
+        assert "torchvision and attn region give the same pixels: yes" in done.stdout
         names = [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["contenders"]]
         assert names[:4] == ["torchvision", "timm", "attn pil", "attn region"]
         assert names[4:] == ["attn packed, region", "attn packed at 256, region"]
