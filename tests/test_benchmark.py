@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from commands import Command
 
+from attn.data import region
 from attn.kernels import cpu
 
 
@@ -40,3 +41,41 @@ def test_a_step_beside_the_plain_backbones(
         assert "se fused" in done.stdout
     finally:
         cpu.library.cache_clear()
+
+
+def test_the_input_beside_torchvisions(in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    region.library.cache_clear()
+    command = ["scripts/benchmark.py", "input", "--evaluation", "--images=4", "--batch=2", "--pairs=1", "--others=9"]
+    try:
+        refused = in_process(command)
+        assert refused.returncode == 2
+        assert "error: the region decoder is not built: python -m attn.build" in refused.stderr
+        built, line = region.build()
+        if not built:
+            pytest.skip(line)
+        region.library.cache_clear()
+        done = in_process([*command, f"--json={tmp_path / 'r.json'}"])
+        assert done.returncode == 0, done.stderr
+        assert "torchvision and attn region give the same pixels: yes" in done.stdout
+        names = [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["contenders"]]
+        assert names[:4] == ["torchvision", "timm", "attn pil", "attn region"]
+        assert names[4:] == ["attn packed, region", "attn packed at 256, region"]
+        training = in_process([argument for argument in command if argument != "--evaluation"])
+        assert training.returncode == 0, training.stderr
+    finally:
+        region.library.cache_clear()
+
+
+def test_the_loop_beside_a_bare_one(in_process: Command) -> None:
+    command = ["scripts/benchmark.py", "loop", "--backbone=resnet18", "--batch=2", "--size=32", "--steps=1", "--threads=1"]
+    done = in_process([*command, "--pairs=1", "--others=9"])
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[-3:]] == ["bare loop", "bare loop, fused SGD", "attn"]
+
+
+def test_the_start_of_a_cell(in_process: Command) -> None:
+    command = ["scripts/benchmark.py", "startup", "cell", "--backbone=resnet18", "--threads=1", "--pairs=1", "--others=9"]
+    done = in_process(command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("cell")

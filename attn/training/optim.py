@@ -54,8 +54,8 @@ def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
 def build_optimizer(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over two groups: with and without weight decay, by `schedule.no_decay`.
 
-    SGD and AdamW are torch's fused forms, which are at least as fast as the others on a CPU as on a GPU and can leave an
-    update out by a value that is on the device; see `update_if`.
+    SGD and AdamW are torch's fused forms where those are the fastest; they can leave an update out by a value that is on the
+    device, see `update_if`.
 
     Raises:
         ValueError: as `attn.training.optimizers.check`.
@@ -105,12 +105,13 @@ def update_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Loads the state of the same optimizer, also of one that was not fused or had parameters in another layout.
+    """Loads the state of the same optimizer, in whatever form it was computed and however its parameters lay in memory.
 
     The settings of its groups stay: the config decides, and with force=true it may differ from the checkpoint's. The fused
     form takes state and parameters as they lie in memory, so that each state gets its parameter's layout.
     """
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    own_alone = {"params", "lr"}  # the rate is that of the last step until the next sets it
+    settings = [{k: v for k, v in group.items() if k not in own_alone} for group in optimizer.param_groups]
     groups = [{**old, **own} for old, own in zip(saved["param_groups"], settings, strict=True)]
     optimizer.load_state_dict({**saved, "param_groups": groups})
     for parameter, state in optimizer.state.items():

@@ -62,7 +62,7 @@ def build(schedule: Schedule, parameters: list[dict[str, Any]]) -> torch.optim.O
     options = _checked(name, schedule.optimizer_options)
     given: dict[str, Any] = {"lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if not {"fused", "foreach", "differentiable"} & set(options):
-        given["fused"] = True
+        given["fused"] = (name != "sgd" or _in_order(parameters)) or None
     try:
         if name == "adamw":
             beta1, beta2 = schedule.betas
@@ -72,6 +72,11 @@ def build(schedule: Schedule, parameters: list[dict[str, Any]]) -> torch.optim.O
         return create_optimizer_v2(parameters, name, lr=schedule.lr, weight_decay=schedule.weight_decay, **options)
     except (TypeError, ValueError, IndexError, RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"schedule.optimizer={name} schedule.optimizer_options={dict(options)}: {reason(error)}") from None
+
+
+def _in_order(groups: list[dict[str, Any]]) -> bool:
+    """Whether fused SGD is the fastest: on a CPU it would copy each parameter that lies channel by channel (channels_last)."""
+    return all(p.is_contiguous() or p.device.type != "cpu" for group in groups for p in group["params"])
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,16 @@ from attn.config.schema import Schedule
 from attn.errors import UserError
 from attn.runs import checkpoint
 from attn.training import optimizers
-from attn.training.optim import build_optimizer, classify, learning_rate, set_learning_rate, total_steps
+from attn.training.optim import (
+    build_optimizer,
+    classify,
+    is_fused,
+    learning_rate,
+    load_state,
+    set_learning_rate,
+    total_steps,
+    update_if,
+)
 
 PER_EPOCH = 10
 
@@ -206,3 +216,79 @@ def test_keys_that_an_optimizer_does_not_read_are_refused(change: dict[str, obje
     cfg = composed("data=fake")
     with pytest.raises(UserError, match=r"schedule\.optimizer=lamb does not read it"):
         validate(replace(cfg, schedule=replace(cfg.schedule, optimizer="lamb", **change)))
+
+
+OPTIMIZERS = pytest.mark.parametrize(
+    "schedule", [Schedule(lr=0.1), Schedule(optimizer="adamw", lr=0.01)], ids=["sgd", "adamw"]
+)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def small_model(layout: torch.memory_format) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)).to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, skipped: tuple[int, ...] = ()) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+            if step in skipped:
+                parameter.grad.fill_(math.nan)
+        update_if(torch.tensor(step not in skipped), optimizer)
+
+
+def values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    state = [value for entry in optimizer.state.values() for value in entry.values()]
+    return [t.detach().clone() for t in [*model.parameters(), *state]]
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("skipped", [(0,), (1,), (0, 1)], ids=str)
+def test_an_update_that_is_left_out_leaves_no_trace(
+    schedule: Schedule, layout: torch.memory_format, skipped: tuple[int, ...]
+) -> None:
+    """Also the first one, where torch's fused SGD would begin with whatever is in its memory."""
+    found = []
+    for left_out in (skipped, ()):
+        model = small_model(layout)
+        optimizer = build_optimizer(schedule, model)
+        if left_out:
+            take_steps(model, optimizer, range(4), left_out)
+        else:
+            for step in range(4):
+                if step not in skipped:
+                    take_steps(model, optimizer, range(step, step + 1))
+        found.append(values(model, optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("before", LAYOUTS, ids=["from contiguous", "from channels_last"])
+@pytest.mark.parametrize("after", LAYOUTS, ids=["to contiguous", "to channels_last"])
+@pytest.mark.parametrize("form", [{}, {"fused": None, "foreach": None}], ids=["as now", "not fused"])
+def test_a_state_is_loaded_into_any_layout(
+    schedule: Schedule, before: torch.memory_format, after: torch.memory_format, form: dict[str, None]
+) -> None:
+    """Also that of a run of version 0.1, which was not fused."""
+    model = small_model(before)
+    optimizer = build_optimizer(schedule, model)
+    take_steps(model, optimizer, range(3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"] = [{**group, **form} for group in saved["param_groups"]]
+    other = small_model(after)
+    other.load_state_dict(model.state_dict())
+    continued = build_optimizer(schedule, other)
+    load_state(continued, saved)
+    take_steps(model, optimizer, range(3, 6))
+    take_steps(other, continued, range(3, 6))
+    for one, two in zip(values(model, optimizer), values(other, continued), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_the_form_of_the_optimizer() -> None:
+    """SGD over parameters in another layout is slower fused on a CPU."""
+    assert [is_fused(build_optimizer(Schedule(), small_model(layout))) for layout in LAYOUTS] == [True, False]
+    assert all(is_fused(build_optimizer(Schedule(optimizer="adamw"), small_model(layout))) for layout in LAYOUTS)
