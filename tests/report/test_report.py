@@ -15,7 +15,7 @@ from report_runs import record, record_all
 
 from attn.config.parse import to_dict
 from attn.errors import UserError
-from attn.report.charts import Line, curves, nice, style, thinned
+from attn.report.charts import Line, curves, nice, shown_range, style, thinned
 from attn.report.figures import embed, find_figures
 from attn.report.page import LIMIT, report
 from attn.report.printed import printed_rows
@@ -255,6 +255,9 @@ def test_scales_and_curves() -> None:
     assert 2 <= len(list(thinned(points, 100))) <= 101
     assert list(thinned(points, 100))[-1] == (1001, 0.0)
     assert len({style(number) for number in range(56)}) == 56
+    falling = [Line(0, "a", [[(epoch, 1 / epoch) for epoch in range(1, 21)]])]
+    assert shown_range(falling, rising=False)[1] < 0.2
+    assert shown_range(falling, rising=False, whole=True)[1] > 1
     short = Line(0, "a<b", [[(1, 50.0), (2, 60.0)], [(1, 52.0)]])
     assert short.mean == [(1, 51.0)]  # where all seeds have a value
     assert "a&lt;b" in curves([short], "Top-1", True, "x")
