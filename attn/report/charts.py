@@ -145,9 +145,9 @@ def strips(rows: Sequence[tuple[int, str, Sequence[float], tuple[float, float] |
     Args:
         rows: number and name of each method, its scores, and the interval, where there is one.
     """
-    values = [v for _, _, scores, _ in rows for v in scores]
+    values = [v for _, _, scores, interval in rows for v in (*scores, *(interval or ()))]
     low, high = min(values), max(values)
-    margin = 0.35 * (high - low) or 1.0
+    margin = 0.06 * (high - low) or 1.0
     low, high = low - margin, high + margin
     described = f"{title}. " + "; ".join(
         f"{name}: mean {statistics.fmean(scores):.2f} of {len(scores)} run{'s' * (len(scores) > 1)}, {min(scores):.2f} to {max(scores):.2f}"
