@@ -73,10 +73,10 @@ def nice(low: float, high: float, number: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, last + 1)]
 
 
-def shown_range(lines: Sequence[Line], rising: bool) -> tuple[float, float]:
-    """The values to show: all but those of the first quarter of the epochs, which would press the others together."""
+def shown_range(lines: Sequence[Line], rising: bool, whole: bool = False) -> tuple[float, float]:
+    """The values to show: all (`whole`), or those after the first quarter of the epochs, which would press the others together."""
     last = max(epoch for line in lines for points in line.seeds for epoch, _ in points)
-    start = 1 + last // 4 if last > 4 else 1
+    start = 1 + last // 4 if last > 4 and not whole else 1
     values = [value for line in lines for points in line.seeds for epoch, value in points if epoch >= start]
     values = values or [value for line in lines for points in line.seeds for _, value in points]
     low, high = min(values), max(values)
@@ -85,10 +85,10 @@ def shown_range(lines: Sequence[Line], rising: bool) -> tuple[float, float]:
     return (low, min(high, 100.0)) if rising and high > 100 else (low if rising else max(low, 0.0), high)
 
 
-def curves(lines: Sequence[Line], title: str, rising: bool, key: str) -> Markup:
+def curves(lines: Sequence[Line], title: str, rising: bool, key: str, whole: bool = False) -> Markup:
     """Learning curves in both sizes: thin lines for the seeds, a thick one for their mean."""
     epochs = [epoch for line in lines for points in line.seeds for epoch, _ in points]
-    low, high = shown_range(lines, rising)
+    low, high = shown_range(lines, rising, whole)
     first, last = min(epochs), max(epochs)
     described = f"{title} over the epochs {first} to {last}. " + "; ".join(
         f"{line.name}: {line.mean[-1][1]:.4g} in epoch {line.mean[-1][0]}" for line in lines if line.mean
@@ -145,9 +145,9 @@ def strips(rows: Sequence[tuple[int, str, Sequence[float], tuple[float, float] |
     Args:
         rows: number and name of each method, its scores, and the interval, where there is one.
     """
-    values = [v for _, _, scores, _ in rows for v in scores]
+    values = [v for _, _, scores, interval in rows for v in (*scores, *(interval or ()))]
     low, high = min(values), max(values)
-    margin = 0.35 * (high - low) or 1.0
+    margin = 0.06 * (high - low) or 1.0
     low, high = low - margin, high + margin
     described = f"{title}. " + "; ".join(
         f"{name}: mean {statistics.fmean(scores):.2f} of {len(scores)} run{'s' * (len(scores) > 1)}, {min(scores):.2f} to {max(scores):.2f}"

@@ -184,7 +184,7 @@ def _curves(methods: list[Method]) -> list[dict[str, Any]]:
         ]
         lines = [line for line in lines if line.seeds]
         if lines:
-            chart = charts.curves(lines, title, rising, key)
+            chart = charts.curves(lines, title, rising, key, whole=key == "lr")
             shown.append({"key": key, "title": title, "unit": unit, "chart": chart, "table": _table(lines)})
     return shown
 

@@ -14,8 +14,7 @@ from PIL import Image
 from report_runs import record, record_all
 
 from attn.config.parse import to_dict
-from attn.errors import UserError
-from attn.report.charts import Line, curves, nice, style, thinned
+from attn.report.charts import Line, curves, nice, shown_range, style, thinned
 from attn.report.figures import embed, find_figures
 from attn.report.page import LIMIT, report
 from attn.report.printed import printed_rows
@@ -124,12 +123,8 @@ def test_strings_from_files_are_escaped(tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     run = record(tmp_path / "run", *NET, "attention=se", last=90.0, epochs=2).rename(tmp_path / name / "seed0")
     content = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(
-        content.replace("attention_name: test", "attention_name: \"</script><script>alert('1')\"")
-    )
-    with pytest.raises(UserError, match="no finished run"):
-        report([tmp_path], None, (), [])  # it is no plain name
-    (run / "config.yaml").write_text(content)
+    evil = "attention_name: \"</script><script>alert('1')\""
+    (run / "config.yaml").write_text(re.sub(r"attention_name: \w+", lambda _: evil, content))
     (tmp_path / "figures").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "figures" / "a.png")
     (tmp_path / "figures" / "a.csv").write_text("<b>x</b>,</table>\n1,</script><script>alert(2)</script>\n")
@@ -138,6 +133,8 @@ def test_strings_from_files_are_escaped(tmp_path: Path) -> None:
     assert [tag for tag, _ in outline.tags].count("script") == 2
     assert all("onerror" not in attributes for _, attributes in outline.tags)
     assert "</script><script>alert(2)</script>" in outline.text
+    assert "1 method compared over 1 run" in outline.text
+    assert "</script><script>alert('1') has the highest mean" in outline.text
 
 
 def test_one_run_and_two_seeds(tmp_path: Path) -> None:
@@ -255,6 +252,9 @@ def test_scales_and_curves() -> None:
     assert 2 <= len(list(thinned(points, 100))) <= 101
     assert list(thinned(points, 100))[-1] == (1001, 0.0)
     assert len({style(number) for number in range(56)}) == 56
+    falling = [Line(0, "a", [[(epoch, 1 / epoch) for epoch in range(1, 21)]])]
+    assert shown_range(falling, rising=False)[1] < 0.2
+    assert shown_range(falling, rising=False, whole=True)[1] > 1
     short = Line(0, "a<b", [[(1, 50.0), (2, 60.0)], [(1, 52.0)]])
     assert short.mean == [(1, 51.0)]  # where all seeds have a value
     assert "a&lt;b" in curves([short], "Top-1", True, "x")
