@@ -168,7 +168,7 @@ def test_evaluation_counts_every_image_once_on_two_ranks(finished: Path, tmp_pat
 def test_ba2m_is_tested_by_the_softmax_over_the_test_batch(tmp_path: Path, in_process) -> None:
     """Each batch size and each way has its own scores and its own file; off is the identity for all of them."""
     folder = tmp_path / "run"
-    settings = ["attention=ba2m", "attention.stage.zero_init=false", "data.samples=128", f"run_dir={folder}"]
+    settings = ["attention=ba2m", "attention.stage.zero_init=false", f"run_dir={folder}"]
     result = in_process(["train.py", *NARROW, *settings])
     assert result.returncode == 0, result.stderr
     losses = {}
