@@ -1,4 +1,4 @@
-"""Shared by the bridge attention files: which convolutions a site bridges, and which sites have enough of them."""
+"""Shared by the bridge attention files: which convolutions a site bridges, which sites have enough, and their base class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Site, hidden_width, select
+from attn.attention import Attention, Gate, Reading, Site, hidden_width, select
 
 T = TypeVar("T")
 Base = Literal["refined", "input"]
@@ -88,6 +88,49 @@ def bridge_width(site: Site, reduction: float, reduction_of: Base) -> int:
         ValueError: it would be 0.
     """
     return hidden_width(site.width if reduction_of == "refined" else site.widths[0], reduction, "BA")
+
+
+class Bridge(Gate):
+    """Base of the bridge attentions: the descriptors of the bridged convolutions are squeezed, then joined to the weights.
+
+    A subclass sets `sources` and the two attributes, and overrides `join`.
+
+    Attributes:
+        reach: which convolutions are bridged.
+        bridges: one module per convolution, from its descriptor [N, C_i] to [N, C / r].
+    """
+
+    reach: Reach
+    bridges: nn.ModuleList
+
+    def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
+        """The conv outputs [N, C_i, H_i, W_i] as [N, C_i]."""
+        return [self.squeeze(f) for f in feats]
+
+    def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
+        weights, state = self.weigh(self.descriptors(feats[self.sources]), state)
+        return self.scale(feats[-1], weights), state
+
+    def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
+        descriptors, state = self.reach.collect(descriptors, state)
+        return self.join(self.bridge(descriptors)), state
+
+    def bridge(self, descriptors: Sequence[Tensor]) -> list[Tensor]:
+        """The descriptors [N, C_i] squeezed, each [N, C / r]."""
+        return [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
+
+    def join(self, bridged: Sequence[Tensor]) -> Tensor:
+        """The weights [N, C] from the squeezed descriptors, each [N, C / r]."""
+        raise NotImplementedError(f"{type(self).__name__} does not override join")
+
+    def reading(self, feats: tuple[Tensor, ...], state: Bridged) -> Reading:
+        own = self.descriptors(feats[self.sources])
+        bridged = self.bridge(self.reach.collect(own, state)[0])
+        return Reading({"channel": self.join(bridged)}, tuple(own), tuple(bridged))
+
+    @classmethod
+    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
+        return build_where_bridged(cls, sites, options)
 
 
 class FoldedBridge(Gate):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Reading, Site
-from attn.modules._bridge import Base, Bridged, FoldedBridge, Reach, bridge_width, build_where_bridged
+from attn.attention import Attention, Site
+from attn.modules._bridge import Base, Bridge, FoldedBridge, Reach, bridge_width
 from attn.modules._layers import VectorBatchNorm, activation, norm_as_affine
 
 
-class BA(Gate):
+class BA(Bridge):
     """Weights from the pooled outputs of all convolutions of the block, not only of the last (eqs. 6 to 9).
 
     Each conv output F_i is pooled (eq. 3), squeezed to C/r and batch-normalised; the sum, after ReLU, is expanded to C
@@ -68,30 +68,9 @@ class BA(Gate):
     def unused_parameters(self) -> list[str]:
         return [] if self.unused is None else ["unused.weight"]
 
-    def descriptors(self, feats: Sequence[Tensor]) -> list[Tensor]:
-        """The conv outputs [N, C_i, H_i, W_i] as [N, C_i]."""
-        return [self.squeeze(f) for f in feats]
-
-    def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
-        weights, state = self.weigh(self.descriptors(feats[self.sources]), state)
-        return self.scale(feats[-1], weights), state
-
-    def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
-        descriptors, state = self.reach.collect(descriptors, state)
-        return self.join(self.bridge(descriptors)), state
-
-    def bridge(self, descriptors: Sequence[Tensor]) -> list[Tensor]:
-        """The descriptors [N, C_i] squeezed and normalised, each [N, C / r]."""
-        return [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
-
     def join(self, bridged: Sequence[Tensor]) -> Tensor:
         """The weights [N, C] from the squeezed descriptors."""
         return self.gate(self.expand(self.act(sum(bridged))))
-
-    def reading(self, feats: tuple[Tensor, ...], state: Bridged) -> Reading:
-        own = self.descriptors(feats[self.sources])
-        bridged = self.bridge(self.reach.collect(own, state)[0])
-        return Reading({"channel": self.join(bridged)}, tuple(own), tuple(bridged))
 
     def folded(self) -> Attention:
         bridges: Any = self.bridges
@@ -105,7 +84,3 @@ class BA(Gate):
     def pools(self) -> nn.ModuleList | None:
         """What pools each conv output, if it is not the average."""
         return None
-
-    @classmethod
-    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
-        return build_where_bridged(cls, sites, options)

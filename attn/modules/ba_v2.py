@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Reading, Site
-from attn.modules._bridge import Base, Bridged, FoldedBridge, Reach, bridge_width, build_where_bridged
+from attn.attention import Attention, Site
+from attn.modules._bridge import Base, Bridge, FoldedBridge, Reach, bridge_width
 from attn.modules._layers import VectorBatchNorm, activation, norm_as_affine
 
 
-class BAv2(Gate):
+class BAv2(Bridge):
     """As `BA`, but the squeezed descriptors are combined by learned scalars, one per convolution, shared by all channels.
 
     s_i = W_i gap(F_i); weights = sigmoid(W relu(BN(sum_i a_i s_i + b))), as in the released code (`ba_resnet50_v2_1`).
@@ -52,27 +52,10 @@ class BAv2(Gate):
         self.expand = nn.Linear(hidden, site.width, bias=False)
         self.gate = activation(gate, "BA: gate")()
 
-    def forward(self, feats: tuple[Tensor, ...], state: Bridged) -> tuple[Tensor, Bridged]:
-        weights, state = self.weigh([self.squeeze(f) for f in feats[self.sources]], state)
-        return self.scale(feats[-1], weights), state
-
-    def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
-        descriptors, state = self.reach.collect(descriptors, state)
-        return self.join(self.bridge(descriptors)), state
-
-    def bridge(self, descriptors: Sequence[Tensor]) -> list[Tensor]:
-        """The descriptors [N, C_i] squeezed, each [N, C / r]; unlike those of `BA` they have no norm."""
-        return [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
-
     def join(self, bridged: Sequence[Tensor]) -> Tensor:
         """The weights [N, C] from the squeezed descriptors."""
         selected = self.select(torch.stack(list(bridged), -1))[..., 0]
         return self.gate(self.expand(self.act(self.norm(selected))))
-
-    def reading(self, feats: tuple[Tensor, ...], state: Bridged) -> Reading:
-        own = [self.squeeze(f) for f in feats[self.sources]]
-        bridged = self.bridge(self.reach.collect(own, state)[0])
-        return Reading({"channel": self.join(bridged)}, tuple(own), tuple(bridged))
 
     def folded(self) -> Attention:
         scale, shift = norm_as_affine(self.norm)
@@ -80,7 +63,3 @@ class BAv2(Gate):
         weights = [a * scale[:, None] * b.weight.double() for a, b in zip(select, bridges, strict=True)]
         bias = scale * self.select.bias.double() + shift
         return FoldedBridge(self.reach, weights, bias, self.expand, self.act, self.gate)
-
-    @classmethod
-    def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:
-        return build_where_bridged(cls, sites, options)
