@@ -40,3 +40,14 @@ def test_a_step_beside_the_plain_backbones(
         assert "se fused" in done.stdout
     finally:
         cpu.library.cache_clear()
+
+
+def test_inference_beside_the_plain_backbone(in_process: Command, tmp_path: Path) -> None:
+    command = ["scripts/benchmark.py", "inference", "--backbone=resnet18", "--attentions=se", "--batch=1", "--size=64"]
+    command += ["--threads=1", "--pairs=2", "--others=1", f"--json={tmp_path / 'r.json'}"]
+    done = in_process([*command, "--forms=eager,folded"])
+    assert done.returncode == 0, done.stderr
+    rows = [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["contenders"]]
+    assert rows == [f"{net} {form}" for net in ("plain", "timm se", "se") for form in ("eager", "folded")]
+    assert "choose from eager, folded, compiled, frozen" in in_process([*command, "--forms=fast"]).stderr
+    assert in_process([*command, "--attentions=nonsense"]).stderr.startswith("error: ")

@@ -17,7 +17,7 @@ pytest.importorskip("onnx", reason="pip install 'attn[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'attn[export]'")
 pytest.importorskip("onnxruntime", reason="pip install 'attn[export]'")
 
-from attn.export import onnx, program  # noqa: E402
+from attn.export import onnx, program
 
 PAGE = ROOT / "docs" / "export.md"
 

@@ -160,7 +160,9 @@ def test_a_file_is_not_replaced_without_force(export: Export, tmp_path: Path) ->
     (tmp_path / "best.pt2").write_text("mine")
     done = export()
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {tmp_path / 'best.pt2'} exists: name another file with out=, or replace it with force=true\n"
+    assert (
+        done.stderr == f"error: {tmp_path / 'best.pt2'} exists: name another file with out=, or replace it with force=true\n"
+    )
     assert (tmp_path / "best.pt2").read_text() == "mine"
     assert export("force=true").returncode == 0
     torch.export.load(tmp_path / "best.pt2")
@@ -215,7 +217,14 @@ def test_the_names_of_classes_without_names_are_numbers() -> None:
 def test_help_needs_no_torch() -> None:
     code = "import sys; sys.argv = ['scripts/export.py', '--help']; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "  calibration=256  for int8, training images whose activations set the ranges" in done.stdout
-    assert call(["scripts/export.py"]).stderr == "error: checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt\n"
+    assert (
+        call(["scripts/export.py"]).stderr
+        == "error: checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt\n"
+    )
