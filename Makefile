@@ -1,6 +1,7 @@
-# Three commands do everything on a machine with python3 (3.10 to 3.12) and make:
+# These commands do everything on a machine with python3 (3.10 to 3.12) and make:
 #   make quickstart   sets up, trains BA-ResNet-50 on real handwritten digits, evaluates it
 #   make test         sets up, runs the linter, the type checker and the tests
+#   make docs         builds the documentation site to build/site
 #   make quick        the tests that take seconds: without killed runs, launchers and MMDetection
 # They set up .venv only when pyproject.toml or constraints.txt have changed.
 #   make .venv/.compiled   also compiles mmcv's operators (a C++ compiler; 6 to 12 minutes on 2 cores), which no config here needs
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable
 
-.PHONY: quickstart test quick lint format clean
+.PHONY: quickstart test quick lint docs format clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.core
@@ -27,6 +28,11 @@ lint: .venv/.all
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+docs: .venv/.core
+	$(BIN)/python scripts/docs.py build
+	$(BIN)/mkdocs build --strict --quiet -f build/mkdocs.yml
+	@echo 'Built build/site/index.html.'
 
 format: .venv/.core
 	$(BIN)/ruff check --fix .

@@ -25,7 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from attn.config.command_line import not_negative
-from attn.data.datasets import stratified
+from attn.data.splits import stratified
 
 CLASSES = tuple("0123456789")
 SIZES = (14, 36)  # height of a digit in pixels

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from attn import tables
 from attn.models import flops
+from attn.runs.files import write_atomically
 
 
 def detector_tools(
@@ -50,7 +51,12 @@ def main() -> int:
         metavar="DIR",
         help="also show what finished runs below DIR reached, metric by metric (. for runs/ and work_dirs/)",
     )
+    parser.add_argument(
+        "--write", type=Path, metavar="DIR", help="write the pages of the docs: DIR/tables.md and DIR/tables/"
+    )
     args = parser.parse_args()
+    if args.write is not None and (args.paper or args.table or args.computed or args.format != "text"):
+        parser.error("--write: the pages hold all rows; leave out --paper, --table, --computed and --format")
     if args.runs is not None and not args.runs.is_dir():
         parser.error(f"--runs {args.runs}: no such directory")
     try:
@@ -61,9 +67,19 @@ def main() -> int:
     with contextlib.redirect_stdout(sys.stderr):  # MMDetection prints when it is imported; the output is the table's alone
         count_detector, detector_runs = detector_tools(args.runs)
         results = tables.evaluate(rows, count_detector, runs, detector_runs)
+    if args.write is not None:
+        for name, page in tables.pages(results).items():
+            (args.write / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(args.write / name, page)
+            print(f"wrote {args.write / name}")
+        return _exit_code(results)
     show = {"text": tables.as_text, "md": tables.as_markdown, "json": tables.as_json}[args.format]
     with contextlib.suppress(BrokenPipeError):  # the reader may have seen enough, as in `| head`
         print(show(results), flush=True)
+    return _exit_code(results)
+
+
+def _exit_code(results: list[tables.Result]) -> int:
     wrong = [result.row.id for result in results if result.verdict == tables.WRONG]
     if wrong:
         print(f"error: {len(wrong)} rows do not agree with their papers: {', '.join(wrong)}", file=sys.stderr)

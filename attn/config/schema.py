@@ -10,8 +10,10 @@ POSITIVE = "greater than 0"
 NOT_NEGATIVE = "0 or more"
 PROBABILITY = "between 0 and 1"
 BELOW_ONE = "0 or more, and below 1"
+INSIDE = "above 0 and below 1"
 LIMITS: dict[str, Callable[[float], bool]] = {
     POSITIVE: lambda v: v > 0,
+    INSIDE: lambda v: 0 < v < 1,
     NOT_NEGATIVE: lambda v: v >= 0,
     PROBABILITY: lambda v: 0 <= v <= 1,
     BELOW_ONE: lambda v: 0 <= v < 1,
@@ -133,6 +135,21 @@ class Data:
     color_jitter: float = key(0.0, "strength for brightness, contrast and saturation", limits=NOT_NEGATIVE, at_most=1)
     auto_augment: str | None = key(None, "timm's policy string, such as rand-m9-mstd0.5-inc1")
     random_erasing: float = key(0.0, "probability of erasing a rectangle of a training image", limits=PROBABILITY)
+    labels: str = key(
+        "probability",
+        "for ELPV: its four probabilities of a defect, or defect: whether it is above one half",
+        choices=("probability", "defect"),
+        read_by=("elpv",),
+    )
+    split: int | None = key(
+        None,
+        "for ELPV: number of a random split, stratified by label and type of cell; null: the fixed split",
+        limits=NOT_NEGATIVE,
+        read_by=("elpv",),
+    )
+    held_out: float = key(
+        0.2, "for ELPV: fraction of the images that a random split holds out", limits=INSIDE, read_by=("elpv",)
+    )
     samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000)
     workers: int | None = key(
         None, "loader processes per rank; null: as many as the rank has processor cores, at most 4", limits=NOT_NEGATIVE

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from attn.config.schema import Data
 from attn.data.imagefolder import Folder, UnreadableImage, class_folders, decode
 from attn.data.root import check_place, data_root
+from attn.data.splits import stratified
 from attn.errors import UserError, reason
 
 
@@ -27,10 +27,12 @@ class Arrays(Dataset):
     Args:
         images: uint8 [N, H, W] or [N, H, W, 3].
         labels: int [N].
+        classes: names in the order of their labels; None where they have none.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None) -> None:
         self.images, self.labels = images, labels
+        self.classes = None if classes is None else list(classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -186,15 +188,13 @@ def digits(data: Data, train: bool) -> Dataset:
 
 
 def elpv(data: Data, train: bool) -> Dataset:
-    if importlib.util.find_spec("elpv_dataset") is None:
-        raise ValueError("data=elpv needs the package elpv-dataset: pip install 'attn[elpv]' (CC BY-NC-SA)")
-    from elpv_dataset.utils import load_dataset as load_elpv
+    from attn.data import elpv as cells
 
-    _expect_classes(data, 4)
-    images, probabilities, _ = load_elpv()
-    labels = np.rint(np.asarray(probabilities, dtype=np.float64) * 3).astype(np.int64)
-    rows = stratified(labels, every=4, held_out=not train)
-    return Arrays(np.asarray(images)[rows], labels[rows])
+    names = cells.CLASSES[data.labels]
+    images, thirds, types = cells.load()
+    _expect_classes(data, len(names))
+    rows = cells.rows_of(thirds, types, data.split, data.held_out, held_out=not train)
+    return Arrays(images[rows], cells.labels_of(thirds, data.labels)[rows], names)
 
 
 def fake(data: Data, train: bool) -> Dataset:
@@ -264,16 +264,6 @@ SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
     "fake": fake,
     "timm": from_timm,
 }
-
-
-def stratified(labels: np.ndarray, every: int, held_out: bool) -> np.ndarray:
-    """Row numbers of a fixed split: of each class, every `every`-th image in order is held out."""
-    position = np.zeros(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        position[rows] = np.arange(len(rows))
-    out = position % every == every - 1
-    return np.flatnonzero(out if held_out else ~out)
 
 
 def _expect_classes(data: Data, present: int) -> None:

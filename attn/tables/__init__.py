@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from attn.tables.build import Build
 from attn.tables.measure import Measured, measure, network
-from attn.tables.render import as_json, as_markdown, as_text
+from attn.tables.render import as_json, as_markdown, as_text, pages
 from attn.tables.rows import METRICS, Row, load_computed, load_rows, papers, pretraining, training_command, with_alternatives
 from attn.tables.runs import Run, compose, find_runs, matching_runs
 from attn.tables.scores import Score, compare
@@ -80,6 +80,7 @@ __all__ = [
     "matching_runs",
     "measure",
     "network",
+    "pages",
     "papers",
     "pretraining",
     "summary",

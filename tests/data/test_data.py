@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import composed
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,8 +19,10 @@ from torchvision.transforms import functional as TF
 
 from attn import rng
 from attn.config.schema import Data
-from attn.data.datasets import load_dataset, stratified
+from attn.data import elpv
+from attn.data.datasets import class_names, load_dataset
 from attn.data.loader import Batch, Seeded, evaluation_batches, evaluation_data, train_data
+from attn.data.splits import random_split, stratified
 from attn.data.transforms import eval_transform, train_transform
 from attn.distributed import Ranks
 
@@ -223,6 +226,40 @@ def test_photographs_of_solar_cells() -> None:
     train, val = load_dataset(data, True), load_dataset(data, False)
     assert len(train) + len(val) == 2624
     assert {label for _, label in val} == {0, 1, 2, 3}
+    for name, classes, held_out in (("elpv_four", 4, 525), ("elpv_defect", 2, 656)):
+        protocol = composed(f"data={name}", "seed=3").data
+        assert (protocol.split, protocol.num_classes) == (3, classes)
+        train, val = load_dataset(protocol, True), load_dataset(protocol, False)
+        assert abs(len(val) - held_out) <= 4  # each of eight strata is rounded
+        assert len(train) + len(val) == 2624
+        assert class_names(train) == class_names(val)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=80).map(np.array),
+    st.floats(0.05, 0.95),
+    st.integers(0, 5),
+)
+def test_a_random_split_is_a_partition_that_keeps_the_strata(strata: np.ndarray, fraction: float, number: int) -> None:
+    out, kept = random_split(strata, fraction, number, True), random_split(strata, fraction, number, False)
+    assert sorted([*out, *kept]) == list(range(len(strata)))
+    for stratum in np.unique(strata):
+        assert (strata[out] == stratum).sum() == round(fraction * (strata == stratum).sum())
+    assert np.array_equal(out, random_split(strata, fraction, number, True))
+
+
+def test_random_splits_are_those_that_results_were_published_with() -> None:
+    """A split is a function of its number, on every machine and with every version."""
+    strata = np.arange(40) % 4
+    assert random_split(strata, 0.25, 0, True).tolist() == [0, 1, 11, 15, 17, 24, 26, 30]
+    others = {tuple(random_split(strata, 0.25, number, True)) for number in range(20)}
+    assert len(others) == 20
+
+
+def test_labels_of_the_protocols() -> None:
+    thirds = np.array([0, 1, 2, 3])
+    assert elpv.labels_of(thirds, "probability").tolist() == [0, 1, 2, 3]
+    assert elpv.labels_of(thirds, "defect").tolist() == [0, 0, 1, 1]
 
 
 def test_fake_images_are_a_function_of_their_index() -> None:

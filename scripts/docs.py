@@ -1,0 +1,34 @@
+"""Writes the sources of the documentation site: `python scripts/docs.py [OUT]`, then `mkdocs build --strict -f OUT/mkdocs.yml`.
+
+`make docs` does both. The pages in docs/ are copied; what follows from the code, the configs and the tables (a page per attention,
+the backbones, the recipes with their curves) is generated beside them. OUT is build/ by default, and is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pages import site
+
+from attn.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "build", help="directory to write to (default: build)")
+    out = parser.parse_args(arguments).out
+    try:
+        number = site.write(ROOT, out)
+    except (OSError, UserError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {number} pages; build them with: mkdocs build --strict -f {out / 'mkdocs.yml'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The pages of the documentation site that are made from code, configs and tables."""
