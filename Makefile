@@ -1,6 +1,7 @@
 # These commands do everything on a machine with python3 (3.10 to 3.12) and make:
 #   make quickstart   sets up, trains BA-ResNet-50 on real handwritten digits, evaluates it
 #   make test         sets up, runs the linter, the type checker and the tests
+#   make results      trains two attentions with two seeds on digits and writes their table to runs/results (minutes)
 #   make docs         builds the documentation site to build/site
 #   make quick        the tests that take seconds: without killed runs, launchers and MMDetection
 # They set up .venv only when pyproject.toml or constraints.txt have changed.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable
 
-.PHONY: quickstart test quick lint docs format clean
+.PHONY: quickstart test quick lint docs results format clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/.core
@@ -18,10 +19,10 @@ quickstart: .venv/.core
 	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits-quick/seed0/best.pt
 
 quick: .venv/.core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' --ignore tests/faults --ignore tests/detection
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' --ignore tests/faults --ignore tests/detection
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/.all
 	$(BIN)/ruff check .
@@ -33,6 +34,10 @@ docs: .venv/.core
 	$(BIN)/python scripts/docs.py build
 	$(BIN)/mkdocs build --strict --quiet -f build/mkdocs.yml
 	@echo 'Built build/site/index.html.'
+
+results: .venv/.core
+	$(BIN)/python scripts/results.py run digits --methods none,se --seeds 0,1
+	$(BIN)/python scripts/results.py table digits --out runs/results
 
 format: .venv/.core
 	$(BIN)/ruff check --fix .
@@ -51,7 +56,7 @@ $(BIN)/uv:
 .venv/.core: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo 'Setting up .venv.'
 	@$(INSTALL) '.[wandb,dev]' --offline 2>/dev/null || $(INSTALL) '.[wandb,dev]'
-	@$(BIN)/python -m attn.kernels.build --optional
+	@$(BIN)/python -m attn.build --optional
 	@touch $@
 
 .venv/.all: .venv/.core

@@ -1,4 +1,4 @@
-"""The protocol that every attention and every backbone keeps: `Site`, `Attention`, `Gate`, `attend`.
+"""The protocol that every attention and every backbone keeps: `Site`, `Attention`, `Gate`, `Reading`, `attend`.
 
 A backbone offers *sites* in three *slots*:
 
@@ -7,12 +7,13 @@ A backbone offers *sites* in three *slots*:
     stage   one more step at the end of a stage
 
 and calls the module placed there through `attend(module, feats, state)`. State is passed from site to site as an argument
-and a return value, one per slot; nothing is stored on modules.
+and a return value, one per slot; nothing is stored on modules. A caller that wants to see the calls of `attend` gets them
+the same way: it passes a `Recorded` state, and finds them in the one that comes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -25,8 +26,8 @@ class Site:
     """The position of an attention: everything that is known about it when the network is built.
 
     Attributes:
-        widths: channels of the features that the site receives, in the order in which `forward` gets them. In a `block` slot the
-            first is the block's input and the others are the outputs of its convolutions; in a `conv` slot they are the
+        widths: channels of the features that the site receives, in the order in which `forward` gets them. In a `block` slot
+            the first is the block's input and the others are the outputs of its convolutions; in a `conv` slot they are the
             convolution's input and output; in a `stage` slot only the stage's output. The last one is refined.
         stage: number of the stage, from 1.
         block: index of the block in its stage, from 0.
@@ -50,6 +51,23 @@ class Site:
     def width(self) -> int:
         """Channels of the map to be refined."""
         return self.widths[-1]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an attention computes for a batch: the weights, and what they are computed from.
+
+    Attributes:
+        weights: by what they weight. `channel` [N, C]; `spatial` [N, 1, H, W], or one map per group of channels; `joint`
+            [N, C, H, W]; `branch` [N, M, C], of M branches; `filter` [N, C, C_in or 1, h, w], of a convolution's filters; `image` [N].
+        descriptors: the pooled features, each [N, C_i]; empty if it pools none.
+        bridged: of a bridge attention, the squeezed descriptors whose sum gives the weights, each [N, c], after their norm
+            where they have one; else empty.
+    """
+
+    weights: Mapping[str, Tensor]
+    descriptors: tuple[Tensor, ...] = ()
+    bridged: tuple[Tensor, ...] = ()
 
 
 class Attention(nn.Module):
@@ -76,6 +94,20 @@ class Attention(nn.Module):
             The refined map, and the state for the next site.
         """
         return self.refine(feats[-1]), state
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading | None:
+        """What `forward` computes for the same arguments, to be looked at; None from an attention without weights to hand out.
+
+        Self-attention between positions (AA, SASA, EA) has none: its weights belong to pairs of positions.
+        """
+        return None
+
+    def connections(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The scalars alpha and beta by which it joins its own descriptors and those of the previous site, by the name of the join.
+
+        Empty at a site that joins nothing: in other attentions than DCA, and at the first site.
+        """
+        return {}
 
     def unused_parameters(self) -> list[str]:
         """Names of this module's parameters that no forward pass uses; nested attentions report their own.
@@ -137,10 +169,11 @@ class Attention(nn.Module):
 class Gate(Attention):
     """Squeeze, excite, scale: the three steps that BA and DCA build on.
 
-    `excite` takes only descriptors [N, C] and returns weights of the same shape. So the end of a block can be computed at once,
-    without storing the unweighted map (`attn.kernels`). In this case `weigh` is called with what `squeeze_moments` computes from
-    the features' means and variances; `forward`, `refine`, `squeeze` and `scale` are not called. If a subclass overrides one of
-    these four, it is always run by `forward`, unless it, or a subclass of it, also overrides the counterpart.
+    `excite` takes only descriptors [N, C] and returns weights of the same shape. So the end of a block can be computed at
+    once, without storing the unweighted map (`attn.kernels`). In this case `weigh` is called with what `squeeze_moments`
+    computes from the features' means and variances; `forward`, `refine`, `squeeze` and `scale` are not called. If a subclass
+    overrides one of these four, it is always run by `forward`, unless it, or a subclass of it, also overrides the
+    counterpart.
 
     `sources`: the features that it pools, as a slice of `feats`.
     """
@@ -164,7 +197,7 @@ class Gate(Attention):
         return mean
 
     def weigh(self, descriptors: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
-        """The channel weights [N, C] of the last feature, from the descriptors of `sources`, and the state for the next site."""
+        """The channel weights [N, C] of the last feature from the descriptors of `sources`, and the next site's state."""
         return self.excite(descriptors[-1]), state
 
     def takes_moments(self) -> bool:
@@ -182,6 +215,11 @@ class Gate(Attention):
     def refine(self, x: Tensor) -> Tensor:
         return self.scale(x, self.excite(self.squeeze(x)))
 
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading | None:
+        descriptors = tuple(self.squeeze(f) for f in feats[self.sources])
+        weights, _ = self.weigh(descriptors, state)
+        return Reading({"channel": weights}, descriptors)
+
 
 # The methods that work on maps, and those that replace them when only means and variances are known.
 COUNTERPARTS = (("forward", "weigh"), ("refine", "weigh"), ("scale", "weigh"), ("squeeze", "squeeze_moments"))
@@ -195,15 +233,39 @@ State = tuple[Any, Any]  # what the last `conv` site and the last `block` site r
 START: State = (None, None)
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of `attend`: its arguments, and the map that it returned."""
+
+    module: nn.Module | None
+    feats: tuple[Tensor, ...]
+    state: Any
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The state of a slot together with the calls of `attend` that it went through."""
+
+    state: Any
+    calls: tuple[Call, ...] = ()
+
+
 def attend(module: nn.Module | None, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-    """Applies the content of a slot: an `Attention`, a module of the backbone (map to map), or nothing."""
+    """Applies the content of a slot: an `Attention`, a module of the backbone (map to map), or nothing.
+
+    A `Recorded` state comes back as one, with this call added.
+    """
+    if isinstance(state, Recorded):
+        output, after = attend(module, feats, state.state)
+        return output, Recorded(after, (*state.calls, Call(module, feats, state.state, output)))
     if isinstance(module, Attention):
         return module(feats, state)
     return (feats[-1] if module is None else module(feats[-1])), state
 
 
 class StageAttention(nn.Module):
-    """The last step of a stage, named `attn` in it: applies an attention to the stage's output, and passes the state on unchanged."""
+    """The last step of a stage, named `attn`: applies an attention to its output, and passes the state on unchanged."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -24,23 +24,30 @@ from attn.errors import UserError, as_user_errors, reason
 class Ranks:
     """This process among all of them, and the device that it computes on.
 
-    `store` is the key-value store of the rendezvous; it still works when collectives fail because a rank is gone.
+    `store` is the key-value store of the rendezvous; it still works when collectives fail because a rank is gone. `watch` says
+    when the others are waited for.
     """
 
     rank: int
     world: int
     device: torch.device
     store: dist.Store | None = None
+    watch: console.Watch = field(default_factory=console.Watch, compare=False)
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
+    def waiting(self, what: str = "the other ranks") -> contextlib.AbstractContextManager[None]:
+        """Around a collective: the first rank says it if the other ranks let it wait long."""
+        return self.watch.waiting(what) if self.world > 1 else contextlib.nullcontext()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place, on this rank's device."""
         if self.world > 1:
-            dist.all_reduce(values)
+            with self.waiting():
+                dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -48,12 +55,14 @@ class Ranks:
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, value)
+        with self.waiting():
+            dist.all_gather_object(gathered, value)
         return gathered
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            with self.waiting():
+                dist.barrier()
 
     def announce(self, failure: str) -> None:
         """Tells the other ranks what failed on this one, which may then exit."""
@@ -157,8 +166,8 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
     address, port = os.environ.get("MASTER_ADDR"), _environment("MASTER_PORT", 0, most=65535)
     if not address or not port:
         raise UserError(
-            f"WORLD_SIZE={world}, but {'MASTER_PORT' if address else 'MASTER_ADDR'} is not set: start ranks by torchrun, or unset "
-            "WORLD_SIZE"
+            f"WORLD_SIZE={world}, but {'MASTER_PORT' if address else 'MASTER_ADDR'} is not set: start ranks by torchrun, or "
+            "unset WORLD_SIZE"
         )
     try:
         with console.told_if_slow(f"the {world} ranks to meet at {address}:{port}"):
@@ -169,8 +178,8 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
             f"rank {rank} of {world} does not find the others at {address}:{port} (MASTER_ADDR, MASTER_PORT): "
             f"{reason(error).partition(' Exception raised')[0]}"
         ) from None
-    # torchrun keeps its store when it restarts the ranks: without a prefix of their own, they would read the keys of the dead
-    # ones. Several nodes do not count restarts in the same way; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
+    # torchrun keeps its store when it restarts the ranks: without a prefix of their own, they would read the keys of the
+    # dead ones. Several nodes do not count restarts in the same way; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is needed.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else ""
     store = dist.PrefixStore(f"attempt{attempt}/launch{next(_LAUNCHES)}", store)
     backend = "nccl" if where.type == "cuda" else "gloo"
@@ -182,10 +191,13 @@ def launch(device: str, timeout: float) -> Iterator[Ranks]:
     except RuntimeError as error:
         cause = reason(error).partition(" Exception raised")[0]
         raise UserError(f"rank {rank}: not all of the {world} ranks came within {timeout:g} s: {cause}") from None
-    # DDP's reducer holds the group too. If it freed the group last, gloo's threads would be joined while Python's lock is held,
-    # and one of them may wait for that lock to free a tensor: about 1 run in 50 hung at its very end. So the group is never freed.
+    # DDP's reducer holds the group too. If it freed the group last, gloo's threads would be joined while Python's lock is
+    # held, and one of them may wait for that lock to free a tensor: about 1 run in 50 hung at its very end. So the group is
+    # never freed.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    ranks = Ranks(rank, world, where, dist.PrefixStore("attn", store))
     try:
-        yield Ranks(rank, world, where, dist.PrefixStore("attn", store))
+        yield ranks
     finally:
+        ranks.watch.close()
         dist.destroy_process_group()

@@ -17,8 +17,9 @@ from attn.config.command_line import tell_launcher
 from attn.config.groups import unknown
 from attn.errors import UserError, reason
 from detection import operators
-from detection.count import CONFIGS
 from detection.weights import read_detector
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -4,9 +4,9 @@ Parameters are the trainable ones, so with `frozen_stages=1` stem and first stag
 MMDetection 2's analysis did (`tools/analysis_tools/get_flops.py` over mmcv's counter): one image of the size that the config
 resizes to, not padded; the heads on as many proposals as the config keeps, the mask head on as many boxes; per module a
 multiply-accumulate is one operation, as is the addition of a convolution's bias (a linear layer's is none), BatchNorm2d 2
-and ReLU 1 per element, pooling 1 per input element; RoIAlign and functional calls count as 0. In the backbone `attn.models.flops`
-counts by the same convention, where a pooling counts whether a module or a function computes it. Nothing is computed:
-everything runs on the meta device.
+and ReLU 1 per element, pooling 1 per input element; RoIAlign and functional calls count as 0. In the backbone
+`attn.models.flops` counts by the same convention, where a pooling counts whether a module or a function computes it. Nothing
+is computed: everything runs on the meta device.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from attn.models.flops import Count, OperatorCounter, parameters
-
-CONFIGS = Path(__file__).resolve().parent / "configs"
+from detection import cli
 
 
 def count(
@@ -47,8 +46,6 @@ def count(
     Raises:
         ValueError, FileNotFoundError: the config does not exist or does not build.
     """
-    from detection import cli  # which takes CONFIGS from here
-
     cfg = config if isinstance(config, Config) else Config.fromfile(str(cli.find(str(config))))
     cfg.merge_from_dict(dict(options))
     init_default_scope(cfg.get("default_scope", "mmdet"))

@@ -16,9 +16,9 @@ from detection.backbone import AttentionBackbone, plain
 def AttentionDetector(detector: str, backbone: Mapping[str, Any], neck: Any = None, **settings: Any) -> nn.Module:
     """Builds `detector` with the neck's `in_channels` set to what the backbone gives.
 
-    A config writes `model = dict(type='AttentionDetector', detector='FasterRCNN', backbone=..., neck=...)`. MMDetection builds
-    backbone and neck apart, so this is the only place that knows both. Overrides on the command line and MMDetection's own
-    tools work with it too.
+    A config writes `model = dict(type='AttentionDetector', detector='FasterRCNN', backbone=..., neck=...)`. MMDetection
+    builds backbone and neck apart, so this is the only place that knows both. Overrides on the command line and
+    MMDetection's own tools work with it too.
 
     Args:
         detector: a detector of MMDetection, such as FasterRCNN, MaskRCNN, CascadeRCNN or RetinaNet.

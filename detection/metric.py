@@ -16,9 +16,9 @@ class VOCRecallMetric(VOCMetric):
     """`VOCMetric` that also returns `recall`, the mean over the classes of the fraction of objects that were found.
 
     An object is found if it is the one that a detection of its class overlaps most, and by at least the IoU threshold; the
-    scores of the detections play no part. This is the column `recall` of the table that MMDetection prints by class (the end of
-    the precision-recall curve). Classes without an object, and objects that are marked difficult, do not count. With several
-    thresholds it is their mean, as mAP is. Takes what `VOCMetric` takes.
+    scores of the detections play no part. This is the column `recall` of the table that MMDetection prints by class (the end
+    of the precision-recall curve). Classes without an object, and objects that are marked difficult, do not count. With
+    several thresholds it is their mean, as mAP is. Takes what `VOCMetric` takes.
     """
 
     def compute_metrics(self, results: list) -> dict[str, Any]:

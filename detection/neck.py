@@ -21,7 +21,8 @@ class AttentionFPN(FPN):
 
     Args:
         in_channels: as FPN's; `AttentionDetector` sets it.
-        attention: what `attn.models.fpn.add_attention` takes, such as aw, se, aw_se, cbam or aw_cbam; None for MMDetection's FPN.
+        attention: what `attn.models.fpn.add_attention` takes, such as aw, se, aw_se, cbam or aw_cbam; None for MMDetection's
+            FPN.
         sync_bn: statistics of the attentions' batch norms over all ranks. On the laterals AW normalises one value per image,
             so with the usual two images per GPU they come from two values without it.
         fpn: everything else that FPN takes.

@@ -1,9 +1,10 @@
 """The operators of mmcv that the papers' detectors need, by torchvision, where mmcv's own are not compiled.
 
-mmcv looks up about a hundred compiled functions in the module `mmcv._ext`, and compiling them takes many minutes. Faster, Mask and
-Cascade R-CNN and RetinaNet call three: `nms`, `roi_align_forward` and `roi_align_backward`, which torchvision has as well, on
-CPU and GPU. `provide` places a module with these three there if there is no compiled one; each other operator raises one line
-when it is called. The values are those of the compiled operators: `tests/detection/test_detection_operators.py` compares them.
+mmcv looks up about a hundred compiled functions in the module `mmcv._ext`, and compiling them takes many minutes. Faster,
+Mask and Cascade R-CNN and RetinaNet call three: `nms`, `roi_align_forward` and `roi_align_backward`, which torchvision has
+as well, on CPU and GPU. `provide` places a module with these three there if there is no compiled one; each other operator
+raises one line when it is called. The values are those of the compiled operators:
+`tests/detection/test_detection_operators.py` compares them.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def provide() -> None:
 def _import_again() -> None:
     """Repeats what modules of MMDetection and mmcv that were imported before tried to import from `mmcv.ops`.
 
-    MMDetection's tools and a user's script may import some before this package; instead of the operators those keep functions
-    that only raise.
+    MMDetection's tools and a user's script may import some before this package; instead of the operators those keep
+    functions that only raise.
     """
     before = [module for name, module in sys.modules.items() if name.startswith(("mmdet.", "mmcv."))]
     for module in before:

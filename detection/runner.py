@@ -75,8 +75,8 @@ class AttentionRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
-        # MMEngine keeps visualizers by name, and MMDetection's configs give them all one: a second run in a process would log
-        # into the folder of the first.
+        # MMEngine keeps visualizers by name, and MMDetection's configs give them all one: a second run in a process would
+        # log into the folder of the first.
         if isinstance(visualizer, dict):
             visualizer = {**visualizer, "name": self.experiment_name}
         return super().build_visualizer(visualizer)
@@ -122,8 +122,8 @@ class AttentionRunner(Runner):
 
 
 def _check_loss(model: nn.Module, device: torch.device) -> Tensor:
-    """A scalar of all maps that a detector's heads get, for two images, and of the heads' own parameters: those are MMDetection's
-    concern, and count as used.
+    """A scalar of all maps that a detector's heads get, for two images, and of the heads' own parameters: those are
+    MMDetection's concern, and count as used.
     """
     maps = model.backbone(torch.zeros(2, 3, 64, 64, device=device))
     if getattr(model, "neck", None) is not None:

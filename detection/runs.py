@@ -15,7 +15,7 @@ from attn.models.defaults import without_defaults
 from attn.tables import Row, Run
 from attn.tables.rows import VOC_AP
 from detection.backbone import plain
-from detection.count import CONFIGS
+from detection.cli import CONFIGS
 
 SCALARS = "vis_data/scalars.json"  # below a folder per start, in the work directory
 # The metrics of `attn.tables.Row.metrics`, as MMDetection's evaluators and detection/metric.py name them.
@@ -80,7 +80,7 @@ def find(directory: Path) -> list[Found]:
 
 
 def matching(found: Iterable[Found], row: Row) -> list[Run]:
-    """The runs that trained a row's detector on its data, whatever their recipe; the scores are those of the last evaluation."""
+    """The runs that trained a row's detector on its data, whatever their recipe, with the scores of the last evaluation."""
     if row.build is None or row.build.detector is None:
         return []
     wanted = _row_config(row.build.detector, row.build.options)

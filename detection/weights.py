@@ -28,8 +28,8 @@ def load_backbone(
 ) -> list[str]:
     """Loads the weights of a classifier into a timm network without its classifier.
 
-    Everything but attentions must be there and fit: only parameters of attentions may be absent, as when a network of another
-    paper's method starts from plain weights.
+    Everything but attentions must be there and fit: only parameters of attentions may be absent, as when a network of
+    another paper's method starts from plain weights.
 
     Args:
         model: the network; changed in place.

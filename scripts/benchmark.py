@@ -13,7 +13,7 @@ from importlib import import_module
 
 from attn.errors import UserError, as_user_errors
 
-COMMANDS = ("step", "inference")
+COMMANDS = ("step",)
 
 
 def main() -> int:

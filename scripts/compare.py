@@ -1,163 +1,30 @@
-"""One table of many runs, with mean and spread over seeds: `python scripts/compare.py runs --format md --picture compare.png`.
+"""One table of many runs, with mean and spread over seeds.
 
-Every folder below the given ones that holds a config.yaml and a metrics.jsonl is a run. Runs that differ in the seed alone are
-one row; runs of one backbone, attention and data set that differ in more are labelled with the keys in which they differ.
-`best` is the highest validation top-1 of a run and so is biased upwards a little; `last` is that of its last epoch. Both
-are of the averaged weights where there are any. The spread is the sample standard deviation, in percentage points.
+    python scripts/compare.py runs --format md --picture compare.png
+
+Every folder below the given ones that holds a config.yaml and a metrics.jsonl is a run. Runs that differ in the seed alone
+are one row; runs of one backbone, attention and data set that differ in more are labelled with the keys in which they
+differ. `best` is the highest validation top-1 of a run and so is biased upwards a little; `last` is that of its last epoch.
+Both are of the averaged weights where there are any. The spread is the sample standard deviation, in percentage points.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from attn import console, tabulate
-from attn.config import parse
-from attn.config.schema import Config
 from attn.errors import UserError
-from attn.runs import directory, metrics
+from attn.report.runs import Result as Result
+from attn.report.runs import Row, find, gain, spread, table
 from attn.runs.files import to_json
-from attn.runs.lines import listed
-from attn.training.optim import total_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-IGNORED = directory.MAY_DIFFER_ON_RESUME | {"seed"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run: its config, and validation top-1 in percent."""
-
-    folder: Path
-    cfg: Config
-    best: float
-    last: float
-    epochs: int
-    parameters: int
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / directory.DONE).exists() or self.epochs >= total_epochs(self.cfg.schedule)
-
-    @property
-    def name(self) -> tuple[str, str, str]:
-        return self.cfg.backbone["name"], self.cfg.attention_name, self.cfg.data.name
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the result depends on, without the seed, as dotted keys."""
-        flat = parse.flatten(parse.to_dict(self.cfg))
-        return {key: str(value) for key, value in flat.items() if key not in IGNORED and not key.startswith("logger.")}
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ in the seed alone."""
-
-    backbone: str
-    attention: str
-    data: str
-    variant: str  # settings by which it differs from others of its name
-    parameters: int
-    runs: list[Result]
-    unfinished: int
-
-    def best(self) -> list[float]:
-        return [result.best for result in self.runs]
-
-    def last(self) -> list[float]:
-        return [result.last for result in self.runs]
-
-    @property
-    def label(self) -> str:
-        return f"{self.attention} ({self.variant})" if self.variant else self.attention
-
-
-def find(folders: Iterable[Path], trust: Collection[str] = ()) -> list[Result]:
-    """All runs with at least one evaluated epoch; one that cannot be read or built is left out, with a warning that names it.
-
-    Raises:
-        UserError: a folder is missing.
-    """
-    for top in folders:
-        if not top.is_dir():
-            raise UserError(f"{top}: no such folder")
-    from attn.runs import load  # imports torch, for which a wrong folder need not wait
-
-    found = {}
-    for top in folders:
-        for path in sorted(top.rglob(metrics.METRICS)):
-            folder = path.parent
-            try:
-                rows, damaged = metrics.parse_metrics(folder)
-                if damaged:
-                    console.warn(f"{path}: line {listed(damaged)} cannot be read, and is left out")
-                if not rows or not (folder / directory.CONFIG).exists():
-                    continue
-                config = folder / directory.CONFIG
-                content = yaml.safe_load(config.read_text())
-                if not isinstance(content, dict):
-                    raise UserError(f"its {directory.CONFIG} is no mapping")
-                cfg = parse.from_dict(content)
-                parameters = count_parameters(load.trusted(cfg, trust, str(config)))
-                scores = [row.get("ema_val_top1", row.get("val_top1")) for row in rows]
-                lacking = [row["epoch"] for row, score in zip(rows, scores, strict=True) if score is None]
-                if lacking:
-                    raise UserError(f"epoch {lacking[0]} of its {metrics.METRICS} has no val_top1")
-                result = Result(folder, cfg, max(scores), scores[-1], rows[-1]["epoch"], parameters)
-            except Exception as error:  # files of another version, or an attention whose module is not here
-                console.warn(f"{folder} is left out: {' '.join(str(error).split()) or type(error).__name__}")
-                continue
-            found[folder.resolve()] = result
-    return list(found.values())
-
-
-def table(results: list[Result]) -> list[Row]:
-    """Rows by data set, backbone and attention; `none` first, because the others are compared with it."""
-    named: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
-    for result in results:
-        named.setdefault(result.name, {}).setdefault(json.dumps(result.settings, sort_keys=True), []).append(result)
-    rows = []
-    for (backbone, attention, data), groups in named.items():
-        settings = [json.loads(key) for key in groups]
-        differing = [key for key in settings[0] if any(s.get(key) != settings[0][key] for s in settings)]
-        differing += sorted({key for s in settings for key in s} - set(settings[0]))
-        for setting, runs in zip(settings, groups.values(), strict=True):
-            variant = " ".join(f"{key}={setting.get(key)}" for key in differing)
-            done = [result for result in runs if result.finished]
-            rows.append(Row(backbone, attention, data, variant, runs[0].parameters, done or runs, len(runs) - len(done)))
-    return sorted(rows, key=lambda r: (r.data, r.backbone, r.attention != "none", r.attention, r.variant))
-
-
-def count_parameters(cfg: Config) -> int:
-    import torch
-
-    from attn.runs import load
-
-    with torch.device("meta"):
-        return sum(p.numel() for p in load.build(load.with_kernels_here(cfg)).parameters())
-
-
-def spread(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def gain(row: Row, rows: list[Row]) -> float | None:
-    """Mean of the last top-1, less that of `none` on the same backbone and data; None where that is not unique."""
-    plain = [r for r in rows if (r.backbone, r.data, r.attention) == (row.backbone, row.data, "none")]
-    if row.attention == "none" or len(plain) != 1:
-        return None
-    return statistics.mean(row.last()) - statistics.mean(plain[0].last())
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
@@ -270,7 +137,7 @@ def label_points(panel: Any, rows: list[Row], gap: float) -> None:
     """Names the rows at the right edge of a panel, in the order of their points, each joined to its point by a line.
 
     Args:
-        gap: distance between two names, as a share of the panel's height.
+        gap: distance between two names, as a fraction of the panel's height.
     """
     low, high = panel.get_ylim()
     panel.set_ylim(low, high)
@@ -310,7 +177,10 @@ def main() -> int:
     try:
         if options.picture:
             check_picture(options.picture)
-        rows = table(find(options.runs, options.trust))
+        results, left_out = find(options.runs, options.trust)
+        for folder, reason in left_out:
+            console.warn(f"{folder} is left out: {reason}")
+        rows = table(results)
         if not rows:
             raise UserError(f"no run with an evaluated epoch in {', '.join(map(str, options.runs))}")
         print(FORMATS[options.format](rows))

@@ -1,4 +1,6 @@
-"""Turns the weights of the papers' authors, timm or torchvision into a checkpoint: `python scripts/convert.py --source dcanet --arch se_resnet50 IN OUT`.
+"""Turns the weights of the papers' authors, timm or torchvision into a checkpoint.
+
+    python scripts/convert.py --source dcanet --arch se_resnet50 IN OUT
 
 Every tensor of the file has to be one of the network's, and the other way round. With overrides (as of train.py) the
 checkpoint is a start for fine-tuning: a model of another attention, or other classes, with the tensors that both have.

@@ -1,7 +1,10 @@
-"""Writes the sources of the documentation site: `python scripts/docs.py [OUT]`, then `mkdocs build --strict -f OUT/mkdocs.yml`.
+"""Writes the sources of the documentation site.
 
-`make docs` does both. The pages in docs/ are copied; what follows from the code, the configs and the tables (a page per attention,
-the backbones, the recipes with their curves) is generated beside them. OUT is build/ by default, and is replaced.
+    python scripts/docs.py [OUT]
+    mkdocs build --strict -f OUT/mkdocs.yml
+
+`make docs` does both. The pages in docs/ are copied; what follows from the code, the configs and the tables (a page per
+attention, the backbones, the recipes with their curves) is generated beside them. OUT is build/ by default, and is replaced.
 """
 
 from __future__ import annotations

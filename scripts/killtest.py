@@ -1,9 +1,12 @@
-"""Kills a run at random moments and compares what comes out: `python scripts/killtest.py --times 20 --ranks 1 attention=ba ...`.
+"""Kills a run at random moments and compares what comes out.
 
-Trains once without interruption; then, `--times` times, trains again, sends SIGKILL to all ranks at a random moment of a random step,
-and continues with the same command; in the end the SHA-256 of weights, averaged weights, optimizer and metrics must be that
-of the uninterrupted run. Overrides for train.py follow the options; the default is a small network on real digits with
-mixup, EMA, bf16 and gradient accumulation. With AMP on a GPU: `device=cuda deterministic=true schedule.amp=fp16`.
+    python scripts/killtest.py --times 20 --ranks 1 attention=ba ...
+
+Trains once without interruption; then, `--times` times, trains again, sends SIGKILL to all ranks at a random moment of a
+random step, and continues with the same command; in the end the SHA-256 of weights, averaged weights, optimizer and metrics
+must be that of the uninterrupted run. Overrides for train.py follow the options; the default is a small network on real
+digits with mixup, EMA, bf16 and gradient accumulation. With AMP on a GPU: `device=cuda deterministic=true
+schedule.amp=fp16`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Composes scenes of real handwritten digits for detectors: `python scripts/make_digits_coco.py --out data/digits`.
 
-The digits are those of scikit-learn's `load_digits` (1,797 real ones, 8x8 pixels), enlarged, turned a little, tinted, and put on
-uneven paper. Some scenes are empty, some digits are tiny or cross the border, some stand in a crowd that is annotated as one
-region. Scenes of validation hold only digits that `train.py data=digits` validates on, so a backbone trained there has not
-seen them. The same arguments give the same files.
+The digits are those of scikit-learn's `load_digits` (1,797 real ones, 8x8 pixels), enlarged, turned a little, tinted, and
+put on uneven paper. Some scenes are empty, some digits are tiny or cross the border, some are in a crowd that is annotated
+as one region. Scenes of validation hold only digits that `train.py data=digits` validates on, so a backbone trained there
+has not seen them. The same arguments give the same files.
 
     OUT/coco/{train,val}/*.jpg, OUT/coco/annotations/{train,val}.json      boxes, instance masks, crowds
     OUT/VOCdevkit/VOC2007 (trainval, test), VOC2012 (trainval)             boxes; a crowd is marked difficult
@@ -30,8 +30,8 @@ from attn.data.splits import stratified
 CLASSES = tuple("0123456789")
 SIZES = (14, 36)  # height of a digit in pixels
 TINY = (5, 8)
-OVERLAP = 0.15  # most of a digit's box that another may cover
-INK = 0.3  # least share of ink in a pixel of the mask
+OVERLAP = 0.15  # largest part of a digit's box that another may cover
+INK = 0.3  # smallest fraction of ink in a pixel of the mask
 
 
 @dataclass
@@ -101,7 +101,7 @@ def paper(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def add_digit(rng: np.random.Generator, scene: Scene, digits: Digits, height: int, taken: np.ndarray) -> None:
-    """Puts a digit where there is room, over the border sometimes; leaves it out if there is none."""
+    """Puts a digit where there is room, sometimes across the border; leaves it out if there is none."""
     ink, label = digits.draw(rng, height)
     for _ in range(20):
         top, left = (

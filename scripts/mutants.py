@@ -36,7 +36,7 @@ PASSED, FAILED, TIMEOUT = 0, 1, 124
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mistake: in `file` the string `old`, which occurs there once, becomes `new`. `tests` (pytest's node ids) must fail."""
+    """A mistake: in `file` the string `old`, which occurs once, becomes `new`. `tests` (pytest's node ids) must fail."""
 
     name: str
     file: str
@@ -89,7 +89,7 @@ def copy_checkout(target: Path) -> None:
 
 
 def run_tests(copy: Path, tests: Sequence[str], output: Path, timeout: float, *options: str) -> int:
-    """pytest's exit code, or TIMEOUT. A fork of this process, which has imported what takes seconds, but nothing of the copy."""
+    """pytest's exit code, or TIMEOUT. Runs in a fork of this process, which has imported torch, but nothing of the copy."""
     shutil.rmtree(copy / ".hypothesis", ignore_errors=True)  # failures of another mutant
     child = os.fork()
     if child == 0:

@@ -1,8 +1,10 @@
-"""Images per second on 1, 2, 4 ... ranks, and what is lost by sharing: `python scripts/scaling.py --ranks 1,2,4,8 attention=ba`.
+"""Images per second on 1, 2, 4 ... ranks, and what is lost by sharing.
 
-Every rank gets the same number of images whatever their number (weak scaling); efficiency is the speed per rank relative to the
-first measurement. Images are made up (`data=fake`), so that neither disk nor decoding is measured. Overrides for train.py
-follow the options.
+    python scripts/scaling.py --ranks 1,2,4,8 attention=ba
+
+Every rank gets the same number of images whatever their number (weak scaling); efficiency is the speed per rank relative to
+the first measurement. Images are made up (`data=fake`), so that neither disk nor decoding is measured. Overrides for
+train.py follow the options.
 """
 
 from __future__ import annotations

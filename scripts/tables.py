@@ -4,8 +4,9 @@
     python scripts/tables.py --format json
     python scripts/tables.py --runs runs
 
-With --runs every printed metric (top-1, top-5; AP, AP50, AP75, AP_S, AP_M, AP_L; VOC mAP, Recall) is shown with mean, median, best
-and standard deviation over the seeds that were run, and how far each is from the printed value. Exits with 1 if a row that should agree with its paper does not.
+With --runs every printed metric (top-1, top-5; AP, AP50, AP75, AP_S, AP_M, AP_L; VOC mAP, Recall) is shown with mean,
+median, best and standard deviation over the seeds that were run, and how far each is from the printed value. Exits with 1 if
+a row that should agree with its paper does not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def detector_tools(
     """What counts the detector of a row, and what finds its runs below a directory; nothing without MMDetection."""
     try:
         from detection import runs
-        from detection.count import CONFIGS, count
+        from detection.cli import CONFIGS
+        from detection.count import count
     except ImportError:
         return None, None
 

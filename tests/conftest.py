@@ -20,7 +20,7 @@ settings.load_profile("attn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A `TMPDIR` for what torchrun, wandb, multiprocessing and killed runs leave behind; removed at exit.
+    """A `TMPDIR` for what torchrun, wandb, multiprocessing and killed runs leave; removed at exit.
 
     `tmp_path` stays where pytest keeps it, and its long name would leave no room for the 108 characters of a socket's path.
     """
@@ -52,7 +52,7 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a script as `call` does, but in this process: what takes seconds to import is imported once."""
+    """Runs a script as `call` does, but in this process, so that imports are paid once."""
 
     def run(arguments: list[str]) -> subprocess.CompletedProcess:
         monkeypatch.chdir(ROOT)

@@ -1,8 +1,8 @@
 """Comparing our networks with the authors' own, without their weights.
 
 `parity.json` holds what the authors' networks compute (eval, float32, 2x3x64x64) for weights that anyone can make again: a
-tensor comes from a generator seeded with the crc32 of its name in their network. `official_keys.json` holds, per network, the
-crc32 of the listing of names and shapes of their checkpoint ("name shape" lines, sorted).
+tensor comes from a generator seeded with the crc32 of its name in their network. `official_keys.json` holds, per network,
+the crc32 of the listing of names and shapes of their checkpoint ("name shape" lines, sorted).
 """
 
 from __future__ import annotations
@@ -79,6 +79,22 @@ def listing(network: str) -> dict[str, tuple[int, ...]]:
     return {**dict(theirs(network).values()), **dropped(network)}
 
 
+# FcaNet's 16 best frequencies, by height and width, for maps of 7 x 7.
+TOP16 = [(0, 0), (0, 1), (6, 0), (0, 5), (0, 2), (1, 0), (1, 2), (4, 0), (5, 0), (1, 6), (3, 0), (0, 4), (0, 6), (0, 3), (3, 5), (2, 2)]  # fmt: skip
+
+
+def dct(channels: int, side: int) -> Tensor:
+    """The buffer of FcaNet's authors, [C, S, S]: a frequency for each of 16 equal parts of the channels."""
+
+    def wave(frequency: int) -> Tensor:
+        t = torch.arange(side) + 0.5
+        wave = torch.cos(math.pi * frequency * (side // 7) * t / side) / math.sqrt(side)
+        return wave * math.sqrt(2) if frequency else wave
+
+    maps = [torch.outer(wave(u), wave(v)) for u, v in TOP16]
+    return torch.stack([maps[c * 16 // channels] for c in range(channels)])
+
+
 def check_listing(network: str) -> None:
     """Names, shapes and sizes are those of the authors' checkpoint."""
     lines = sorted(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in listing(network).items())
@@ -89,14 +105,16 @@ def check_listing(network: str) -> None:
 
 def authors_file(network: str, path: Path, prefix: str = "module.") -> dict[str, Tensor]:
     """Saves a checkpoint as the authors' scripts do; returns its tensors by bare name."""
-    tensors = {name: fill(name, shape) for name, shape in listing(network).items()}
+    tensors = {
+        name: dct(*shape[:2]) if ".dct_layer." in name else fill(name, shape) for name, shape in listing(network).items()
+    }
     state = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     torch.save({"epoch": 100, "arch": network, "state_dict": state}, path)
     return tensors
 
 
 def converted(network: str, folder: Path, prefix: str = "module.") -> nn.Module:
-    """The model of the authors' checkpoint, converted and loaded as a user does; its tensors are compared with the file's."""
+    """The model of the authors' checkpoint, converted and loaded as users do; its tensors are compared with the file's."""
     theirs_path, ours_path = folder / "model_best.pth.tar", folder / f"{network}.pt"
     tensors = authors_file(network, theirs_path, prefix)
     report = convert_file(NETWORKS[network][0], network, theirs_path, ours_path)

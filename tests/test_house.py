@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from commands import ROOT, call, patience
+from commands import ROOT, call_fresh, patience
 
 tempfile.mkdtemp(prefix="at-import-")  # as torch does for its compiler
 
@@ -19,7 +19,7 @@ tempfile.mkdtemp(prefix="at-import-")  # as torch does for its compiler
 def test_temporary_files_are_made_in_a_folder_of_the_session() -> None:
     folder = Path(tempfile.gettempdir())
     assert folder.name.startswith("attn-")
-    child = call(["-c", "import tempfile; print(tempfile.gettempdir())"])
+    child = call_fresh(["-c", "import tempfile; print(tempfile.gettempdir())"])
     assert Path(child.stdout.strip()) == folder
 
 
@@ -63,4 +63,4 @@ def test_waits_are_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert patience(4) == 10
     monkeypatch.setenv("ATTN_TEST_TIMEOUT_SCALE", "0.001")
     with pytest.raises(subprocess.TimeoutExpired):
-        call(["-c", "import time; time.sleep(5)"], timeout=100)
+        call_fresh(["-c", "import time; time.sleep(5)"], timeout=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ ROOMS = [
     "backbones",
     "config",
     "models",
+    "timm",
     "distributed",
     "data",
+    "build",
 ]
-ROOMS += ["runs", "evaluation", "export", "tables", "training", "eval", "train"]
+ROOMS += ["runs", "evaluation", "export", "tables", "analysis", "training", "report", "studies", "eval", "train"]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -57,6 +60,20 @@ def test_a_room_imports_only_those_below_it(name: str) -> None:
             assert top != "detection", f"{path} imports {module}"
             if top == "attn" and rest and not rest.startswith("__"):
                 assert rest.partition(".")[0] in below, f"{path} imports {module}"
+
+
+def test_no_file_imports_one_that_imports_it() -> None:
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for folder in ("attn", "detection")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    del files["attn"]  # the public names, and the version
+    graph = {}
+    for name, path in files.items():
+        names = [module if module in files else module.rpartition(".")[0] for module in imports(path)]
+        graph[name] = {other for other in names if other in files and other != name}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_config_and_the_command_line_need_no_torch() -> None:

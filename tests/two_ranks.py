@@ -1,7 +1,8 @@
-"""Two steps of training for each way in which ranks can wait for a gradient: `torchrun --nproc-per-node=2 tests/two_ranks.py FOLDER`.
+"""Two steps of training for each way in which ranks can wait for a gradient: `torchrun --nproc-per-node=2 tests/two_ranks.py
+FOLDER`.
 
-These are the printed attentions that hold unused parameters, each setting once, and one attention of each slot. The steps are those of
-`attn.training`, on narrow networks. Prints a line of JSON with the rows whose networks were trained.
+These are the printed attentions that hold unused parameters, each setting once, and one attention of each slot. The steps
+are those of `attn.training`, on narrow networks. Prints a line of JSON with the rows whose networks were trained.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import nn
 from attn.backbones.cifar_efficientnet import CifarEfficientNet
 from attn.backbones.preact import PreActResNet
 from attn.backbones.shufflenet import ShuffleNetV2, add_biases
-from attn.backbones.staged import init_conv
+from attn.backbones.staged import IMAGENET, init_conv
 
 CIFAR = {
     "num_classes": 100,
@@ -27,17 +27,6 @@ CIFAR = {
     "interpolation": "bilinear",
     "mean": (0.5071, 0.4865, 0.4409),
     "std": (0.2673, 0.2564, 0.2762),
-}
-IMAGENET = {
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bilinear",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "conv1",
-    "classifier": "fc",
 }
 RESNET = {**CIFAR, "pool_size": (4, 4), "first_conv": "conv1", "classifier": "fc"}
 THREE_STAGES = {**RESNET, "pool_size": (8, 8)}

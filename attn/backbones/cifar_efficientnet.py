@@ -1,8 +1,9 @@
 """The EfficientNet-B0 for 32x32 images whose size BA2M's Table X prints.
 
-It is not timm's: The first version of kuangliu's pytorch-cifar had 3x3 kernels everywhere, the attention after the last
-convolution of a block, convolutions on the shortcuts that change the width, ReLU, and no convolution before the classifier. Of all
-combinations of these with the published network it is the only one with the printed 2.80 Mi parameters (2 940 979 at 100 classes).
+It is not timm's: the first version of kuangliu's pytorch-cifar had 3x3 kernels everywhere, the attention after the last
+convolution of a block, convolutions on the shortcuts that change the width, ReLU, and no convolution before the classifier.
+Of all combinations of these with the published network it is the only one with the printed 2.80 Mi parameters (2 940 979 at
+100 classes).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, stateless
 from attn.backbones.recompute import checkpointed
+from attn.backbones.trace import run_block
 
 
 class DenseLayer(timm_densenet.DenseLayer):
@@ -51,10 +52,10 @@ class DenseBlock(timm_densenet.DenseBlock):
         x, state = inputs
         features = [x]
         for layer in layers(self):
-            y, state = layer((features, state))
+            y, state = run_block(layer, (list(features), state))
             features.append(y)
         x = torch.cat(features, 1)
-        return self["attn"]((x, state)) if "attn" in self else (x, state)
+        return run_block(self["attn"], (x, state)) if "attn" in self else (x, state)
 
 
 class DenseTransition(timm_densenet.DenseTransition):
@@ -69,7 +70,7 @@ class DenseTransition(timm_densenet.DenseTransition):
         x, state = inputs
         x = self.pool(self.conv(self.norm(x)))
         attention = getattr(self, "attn", None)
-        return (x, state) if attention is None else attention((x, state))
+        return (x, state) if attention is None else run_block(attention, (x, state))
 
 
 class DenseNet(Network, timm_densenet.DenseNet):

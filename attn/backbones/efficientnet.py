@@ -1,4 +1,4 @@
-"""timm's EfficientNet class: EfficientNet (and V2, X, Lite, EdgeTPU), MobileNetV1 and V2, MnasNet, MixNet, FBNet-C, TinyNet."""
+"""timm's EfficientNet class: EfficientNet (V2, X, Lite, EdgeTPU), MobileNetV1 and V2, MnasNet, MixNet, FBNet-C, TinyNet."""
 
 from __future__ import annotations
 

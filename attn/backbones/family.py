@@ -41,8 +41,8 @@ class Family:
     Attributes:
         network: timm's class of the whole network.
         classes: each of timm's classes (blocks, and the network itself) with our subclass, which overrides only forwards.
-        sockets: `sockets(model, slot, where)` yields the sockets of a slot in the order of the forward pass. `where` picks one
-            of `block_positions` or `conv_kinds`; it is "" in the stage slot.
+        sockets: `sockets(model, slot, where)` yields the sockets of a slot in the order of the forward pass. `where` picks
+            one of `block_positions` or `conv_kinds`; it is "" in the stage slot.
         block_positions: the values of `position` in the block slot; the first is the default.
         conv_kinds: the values of `convs` in the conv slot; the first is the default. Empty: the slot does not exist.
     """

@@ -224,7 +224,7 @@ BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def space_to_depth(block: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The features so far, and the input of the block's first regular convolution (EfficientNet-X has its stride before it)."""
+    """The features so far, and the input of the first regular convolution (EfficientNet-X has its stride before it)."""
     if block.conv_s2d is None:
         return (x,), x
     y = block.bn_s2d(block.conv_s2d(x))

@@ -8,8 +8,8 @@ Positions in a block, in the order of its forward pass; `position` selects one:
     end       after the last norm of the branch, before drop path and shortcut: DCANet's mobile networks
     both      native and end: SE- and CBAM-MobileNet of the AW paper
 
-An attention at any position replaces the block's own. At `preact`, if the attention does not use a site, the block's own is moved
-there (BA needs two convolutions, and BA-MobileNetV3 has SE where there is only one).
+An attention at any position replaces the block's own. At `preact`, if the attention does not use a site, the block's own is
+moved there (BA needs two convolutions, and BA-MobileNetV3 has SE where there is only one).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def split_norm(block: Any, conv: Conv) -> None:
 
 
 def strides(stride: int, convs: list[Conv]) -> list[tuple[int, int]]:
-    """The total stride of each convolution's output, before and after anti-aliasing, given the total stride of the first one's input."""
+    """The total stride of each convolution's output, before and after anti-aliasing, given that of the first one's input."""
     total = []
     for conv in convs:
         before = stride * conv.stride

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from attn.attention import START, State
-from attn.backbones.recompute import checkpointed
+from attn.backbones.trace import Trace, Traced, run_block
 
 Step = Callable[[tuple[Tensor, State]], tuple[Tensor, State]]
 
 
 class Network(nn.Module):
-    """timm's `forward_features` and `forward_intermediates`; the first base class of a family's network, before timm's class.
+    """timm's `forward_features` and `forward_intermediates`; a family's network has it as base class, before timm's.
 
     A family defines in `steps` what is run, and in `taps` where timm takes its features.
 
@@ -24,7 +25,7 @@ class Network(nn.Module):
     last_is_norm: bool = False
 
     def steps(self) -> list[Step]:
-        """Everything before pooling and classifier, in order; each step maps (map, state) to (map, state). See `stateless`."""
+        """Everything before pooling and classifier, in order; each step maps (map, state) to (map, state)."""
         raise NotImplementedError(f"{type(self).__name__} does not override steps")
 
     def taps(self) -> list[int]:
@@ -41,6 +42,15 @@ class Network(nn.Module):
         for step in self.steps():
             inputs = step(inputs)
         return inputs[0]
+
+    def trace(self, x: Tensor) -> Trace:
+        """`forward_features` that also returns what every block got and gave. Blocks run as modules one by one, nothing is recomputed."""
+        inputs: tuple[Tensor, Any] = (x, Traced(START))
+        outputs = []
+        for step in self.steps():
+            inputs = step(inputs)
+            outputs.append(inputs[0])
+        return Trace(inputs[0], inputs[1].passages, tuple(outputs[i] for i in self.taps()))
 
     def forward_intermediates(
         self,
@@ -62,8 +72,8 @@ class Network(nn.Module):
             intermediates_only: leave out the last map.
 
         Returns:
-            The last map as `forward_features` gives it (with `stop_early`, the map where the pass stopped), and the features,
-            each [N, C_i, H_i, W_i], in the order of the pass; with `intermediates_only` only these.
+            The last map as `forward_features` gives it (with `stop_early`, the map where the pass stopped), and the
+            features, each [N, C_i, H_i, W_i], in the order of the pass; with `intermediates_only` only these.
 
         Raises:
             ValueError: `output_fmt` is not NCHW.
@@ -109,8 +119,8 @@ def stateless(module: Callable[[Tensor], Tensor]) -> Step:
 
 def run_stage(stage: nn.Module, inputs: tuple[Tensor, State], checkpointing: bool) -> tuple[Tensor, State]:
     """Runs the blocks of one stage; with `checkpointing`, each block's activations are recomputed in the backward pass."""
-    if not checkpointing:
+    if not checkpointing and not isinstance(inputs[1], Traced):
         return stage(inputs)
     for block in stage.children():
-        inputs = checkpointed(block, block, inputs)
+        inputs = run_block(block, inputs, checkpointing=checkpointing)
     return inputs

@@ -37,7 +37,7 @@ def make_shortcut(kind: str, width_in: int, width_out: int, stride: int) -> nn.M
 
 
 class PreActBlock(nn.Module):
-    """norm, act, conv twice, x + branch(x). Slots: `conv1` (conv: the one with a norm and activation after it) and `se` (block).
+    """norm, act, conv twice, x + branch(x). Slots: `conv1` (conv: a norm and an activation follow it), `se` (block).
 
     A shortcut with weights takes the pre-activated map, one without takes the map itself.
     """

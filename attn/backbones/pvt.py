@@ -1,4 +1,7 @@
-"""timm's Pyramid Vision Transformer v2. Wang et al.: PVT v2, Computational Visual Media 2022. Inside a stage, tokens are [N, H * W, C]."""
+"""timm's Pyramid Vision Transformer v2. Wang et al.: PVT v2, Computational Visual Media 2022.
+
+Inside a stage, tokens are [N, H * W, C].
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, stateless
-from attn.backbones.recompute import checkpointed
+from attn.backbones.trace import run_block
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
@@ -41,19 +44,18 @@ class PyramidVisionTransformerStage(timm_pvt.PyramidVisionTransformerStage):
     """timm's stage; ends with the slot `attn` (stage)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
-        """Maps ([N, C, H, W], state), in the first stage ([N, H, W, C], state), to ([N, C', H / stride, W / stride], state)."""
+        """Maps ([N, C, H, W] or, in the first stage, [N, H, W, C], state) to ([N, C', H / stride, W / stride], state)."""
         x, state = inputs
         if self.downsample is not None:
             x = self.downsample(x)
         n, height, width, channels = x.shape
         inputs = (x.reshape(n, -1, channels), state)
         for block in self.blocks:
-            feat_size = (height, width)
-            inputs = checkpointed(block, block, inputs, feat_size) if self.grad_checkpointing else block(inputs, feat_size)
+            inputs = run_block(block, inputs, (height, width), checkpointing=self.grad_checkpointing)
         x, state = inputs
         x = to_map(self.norm(x), (height, width)).contiguous()
         attention = getattr(self, "attn", None)
-        return (x, state) if attention is None else attention((x, state))
+        return (x, state) if attention is None else run_block(attention, (x, state))
 
 
 class PyramidVisionTransformerV2(Network, timm_pvt.PyramidVisionTransformerV2):

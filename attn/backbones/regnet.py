@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, stateless
-from attn.backbones.recompute import checkpointed
+from attn.backbones.trace import run_block
 
 
 class Bottleneck(timm_regnet.Bottleneck):
@@ -56,7 +56,7 @@ class RegStage(timm_regnet.RegStage):
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
         for block in self.children():
-            inputs = checkpointed(block, block, inputs) if self.grad_checkpointing else block(inputs)
+            inputs = run_block(block, inputs, checkpointing=self.grad_checkpointing)
         return inputs
 
 

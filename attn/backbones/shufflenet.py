@@ -12,7 +12,7 @@ from torchvision.models import shufflenetv2 as tv
 
 from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
-from attn.backbones.staged import Staged
+from attn.backbones.staged import IMAGENET, Staged
 
 
 class InvertedResidual(tv.InvertedResidual):
@@ -135,19 +135,7 @@ FAMILY = Family(network=ShuffleNetV2, classes={}, sockets=sockets)
 
 
 def _cfg(weights: Any) -> dict[str, Any]:
-    return {
-        "url": weights.IMAGENET1K_V1.url,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bilinear",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "conv1.0",
-        "classifier": "fc",
-        "license": "bsd-3-clause",
-    }
+    return {**IMAGENET, "first_conv": "conv1.0", "url": weights.IMAGENET1K_V1.url, "license": "bsd-3-clause"}
 
 
 default_cfgs = generate_default_cfgs(

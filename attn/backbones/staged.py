@@ -12,6 +12,19 @@ from torch import Tensor, nn
 
 from attn.backbones.network import Network, Step, run_stage, stateless
 
+# timm's default_cfg of a network for ImageNet, with the names of a ResNet's layers.
+IMAGENET = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": (7, 7),
+    "crop_pct": 0.875,
+    "interpolation": "bilinear",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+
 
 class Staged(Network):
     """Base of our own networks. A subclass builds its modules, then calls `finish`.

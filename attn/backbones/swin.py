@@ -11,6 +11,7 @@ from torch import Tensor
 from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, run_stage, stateless
+from attn.backbones.trace import run_block
 
 
 def to_nchw(x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class SwinTransformerStage(timm_swin.SwinTransformerStage):
         x, state = run_stage(self.blocks, (self.downsample(x), state), self.grad_checkpointing)
         attention = getattr(self, "attn", None)
         if attention is not None:
-            x, state = attention((to_nchw(x), state))
+            x, state = run_block(attention, (to_nchw(x), state))
             x = to_nhwc(x)
         return x, state
 

@@ -1,8 +1,10 @@
-"""timm's Vision Transformer and DeiT. Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021; Touvron et al.: DeiT, ICML 2021.
+"""timm's Vision Transformer and DeiT.
 
-An attention gets all tokens, including the class token, as a map [N, C, tokens, 1]. If it weighted only the other tokens, it would
-get no gradient in the last block from a head that reads only the class token; also, tokens may have been dropped. Spatial
-neighbours (for the 7x7 convolution of CBAM) are neighbours in the order of the tokens. The network is one stage.
+Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021; Touvron et al.: DeiT, ICML 2021.
+
+An attention gets all tokens, including the class token, as a map [N, C, tokens, 1]. If it weighted only the other tokens, it
+would get no gradient in the last block from a head that reads only the class token; also, tokens may have been dropped.
+Spatial neighbours (for the 7x7 convolution of CBAM) are neighbours in the order of the tokens. The network is one stage.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 from attn.attention import START, Site, State, attend
 from attn.backbones.family import Family, Slot, Socket
 from attn.backbones.network import Network, Step, stateless
-from attn.backbones.recompute import checkpointed
+from attn.backbones.trace import run_block
 
 
 def to_map(tokens: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
         if not isinstance(block, Block):  # timm's other block types, which have no slots
             call = stateless(call)
         # timm itself stores the activations if there is a mask.
-        return checkpointed(block, call, inputs) if self.grad_checkpointing and not masked else call(inputs)
+        return run_block(block, inputs, checkpointing=self.grad_checkpointing and not masked, call=call)
 
     def end(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
         """The stage slot: maps ([N, tokens, C], state) to the same shapes."""
@@ -71,7 +73,7 @@ class VisionTransformer(Network, timm_vit.VisionTransformer):  # type: ignore[mi
         attention = getattr(self, "attn", None)
         if attention is None or len(self.blocks) < len(self.feature_info):  # blocks that no feature needs were removed
             return inputs
-        x, state = attention((to_map(x), state))
+        x, state = run_block(attention, (to_map(x), state))
         return to_tokens(x), state
 
     def steps(self, attn_mask: Tensor | None = None, is_causal: bool = False) -> list[Step]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import io
 import itertools
 import json
 import os
 import re
 import sys
 import time
+import traceback
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,8 +31,9 @@ from attn.config import groups, reference
 from attn.config.parse import flatten
 from attn.errors import UserError, is_out_of_memory, reason
 
-PATHS = ("data.root", "run_dir", "resume", "checkpoint", "output", "out")
+PATHS = ("data.root", "run_dir", "resume", "init", "checkpoint", "output", "images", "out", "predictions")
 SIZES = "schedule.batch_size, data.image_size or the options of the backbone"
+SWEEPS = "runs"  # hydra.sweep.dir in configs/train.yaml and configs/eval.yaml
 INTERRUPTED = "interrupted; there was nothing to save yet"
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own switch: with it, tracebacks are shown
 
@@ -49,11 +53,12 @@ def run(main: Callable[[], None], config_name: str, schema: type) -> None:
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     os.environ[FULL_ERROR] = "1"  # else Hydra prints the errors itself and exits before we see them
     try:
-        check_arguments(sys.argv[1:])
+        parsed = check_arguments(sys.argv[1:])
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(reference.help_text(config_name, schema, _chosen(config_name, sys.argv[1:])))
             return
-        main()
+        with _without_sweep_file(parsed.overrides) if parsed.multirun else contextlib.nullcontext():
+            main() if parsed.package is None else _show_part(main, parsed.package)
     except UserError as error:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -65,8 +70,47 @@ def run(main: Callable[[], None], config_name: str, schema: type) -> None:
         _fail(INTERRUPTED, 130)
     except OSError as error:  # a folder of Hydra's own that cannot be written
         _fail(str(error), UserError.exit_code)
+    except Exception as error:
+        if any(frame.name == "run_job" for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # a fault of the program, not of the command
+        _fail(f"cannot compose the config from {' '.join(sys.argv[1:])}: {reason(error)}", UserError.exit_code)
     finally:
         os.environ.pop(FULL_ERROR, None)
+
+
+def _show_part(main: Callable[[], None], package: str) -> None:
+    """Runs `--cfg ... --package PACKAGE`, where Hydra itself prints what is wrong and exits with 1.
+
+    Raises:
+        UserError: the config has no such part.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main()
+    except SystemExit:
+        if "not found in config" not in said.getvalue():
+            print(said.getvalue(), end="", file=sys.stderr)
+            raise
+        raise UserError(
+            f"--package {package}: the config has no such part, or it is null; --cfg job without it shows all parts"
+        ) from None
+    print(said.getvalue(), end="", file=sys.stderr)
+
+
+@contextmanager
+def _without_sweep_file(overrides: list[str]) -> Iterator[None]:
+    """Removes what Hydra writes down of a sweep: each run has a config of its own, and a command that is refused must leave nothing."""
+    given = [value for key, _, value in (o.partition("=") for o in overrides) if key.lstrip("+") == "hydra.sweep.dir"]
+    folder = Path(given[-1] if given else SWEEPS)
+    there = folder.exists()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            if not there and folder.exists() and not os.listdir(folder):
+                folder.rmdir()
 
 
 @contextmanager
@@ -112,11 +156,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def check_arguments(arguments: list[str]) -> None:
-    """Refuses arguments for which Hydra would print ten lines of usage or a traceback.
+def check_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Refuses arguments for which Hydra would print ten lines of usage or a traceback, or which it would ignore.
+
+    Returns:
+        Hydra's reading of them: options, and `overrides`.
 
     Raises:
-        UserError: an unknown option, or a group that is removed, or given null or a list.
+        UserError: an unknown option, a group that is removed, or given null or a list, a key that is removed, an argument
+            without a key, or a search path that does not exist.
     """
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]
@@ -134,10 +182,29 @@ def check_arguments(arguments: list[str]) -> None:
     if parsed.shell_completion and not any(o.startswith(("install=", "uninstall=", "query=")) for o in parsed.overrides):
         raise UserError("--shell-completion needs install=SHELL, uninstall=SHELL or query=SHELL")
     for argument in parsed.overrides:
-        key, _, value = argument.partition("=")
-        group = key.removeprefix("~")
-        if group in groups.GROUPS and (key != group or value == "null" or value.startswith("[")):
-            raise UserError(f"{argument}: name one {group}, as in {group}=NAME: {', '.join(groups.names(group))}")
+        _check_override(argument)
+    return parsed
+
+
+def _check_override(argument: str) -> None:
+    key, _, value = argument.partition("=")
+    group, top = key.lstrip("+~"), key.lstrip("+~").partition(".")[0]
+    if not group.strip():
+        raise UserError(f"{argument}: has no key; write key=value, as in attention=se")
+    if group in groups.GROUPS:
+        if key != group or value == "null" or value[:1] in "[{" or re.fullmatch(r"[-+]?[\d._]+", value):
+            if value or key != group:  # an empty name is an unknown one
+                raise UserError(f"{argument}: name one {group}, as in {group}=NAME: {', '.join(groups.names(group))}")
+        elif any(part in ("..", "") for part in value.split("/")[:-1]):
+            raise UserError(
+                f"{argument}: is a name, not a path; --config-dir=FOLDER adds a folder of configs with {group}/NAME.yaml in it"
+            )
+    elif key.startswith("~") and top not in ("backbone", "attention", "hydra"):
+        raise UserError(f"{argument}: a key is set and never removed, as in {group}=VALUE")
+    if group == "hydra.searchpath":
+        for folder in re.findall(r"file://([^,\]\s\"']+)", value):
+            if not Path(folder).is_dir():
+                raise UserError(f"{argument}: no such folder {folder}")
 
 
 def _refuse_option(message: str) -> NoReturn:
@@ -151,18 +218,22 @@ def _refuse_option(message: str) -> NoReturn:
 def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
     """One line for an error of composition: what is wrong, and what would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
+        group, slash, name = error.missing_cfg_file.partition("/")
+        if not slash:
+            group, name = "", group
         if not group:
             return (
-                f"unknown config {name!r}: no {name}.yaml in the folders of configs; --config-dir=FOLDER adds one, --config-path=FOLDER "
-                "takes the place of attn's own"
+                f"unknown config {name!r}: no {name}.yaml in the folders of configs; --config-dir=FOLDER adds one, "
+                "--config-path=FOLDER takes the place of attn's own"
             )
-        return groups.unknown(group or "config", name, error.options or [])
+        parts = name.rpartition("/")  # Hydra's own groups are of two levels, as hydra/launcher
+        group, name = (f"{group}/{parts[0]}", parts[2]) if parts[1] and group == "hydra" else (group, name)
+        return groups.unknown(group, name, error.options or (groups.names(group) if group in groups.GROUPS else []))
     if isinstance(error, OverrideParseException):
         key, _, value = str(error.override).partition("=")
         return (
-            f"cannot read the argument {error.override!r}: write key=value; a value with special characters is quoted twice, as in "
-            f"'{key}=\"{value}\"'"
+            f"cannot read the argument {error.override!r}: write key=value; a value with special characters is quoted "
+            f"twice, as in '{key}=\"{value}\"'"
         )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set, as in {error.full_key}=..."
@@ -172,6 +243,10 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
             return _unknown_key(first.split("'")[1], config_name, arguments)
         if first.startswith("Ambiguous value for argument '"):
             return f"{first}: -m runs one value after the other; a list is written [a,b], a string with a comma in quotes"
+        if first.startswith("Could not append to config."):
+            return f"{first} Write it without the +, which adds a key that is not there"
+        if error.__cause__ is not None and first.startswith("Error merging override"):
+            return f"{first}: {str(error.__cause__).splitlines()[0]}"
     return first
 
 
@@ -183,7 +258,10 @@ def _unknown_key(key: str, config_name: str, arguments: list[str]) -> str:
     lacking = [choice for choice in swept if choice not in having]
     if having and lacking:
         only, lack = (" or ".join(" ".join(choice) for choice in some[:5]) for some in (having, lacking))
-        return f"{key!r} is a key with {only} only, and the sweep has {lack} too: sweep those without it in a command of their own"
+        return (
+            f"{key!r} is a key with {only} only, and the sweep has {lack} too: sweep those without it in a command of their "
+            "own"
+        )
     root = _composed(config_name, [*arguments, *(swept[0] if swept else ())])
     parts = key.split(".")
     path, node = _reached(root, parts)
@@ -248,13 +326,13 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _is_another_rank() -> bool:
-    """Whether the first rank prints the same line. False if the launcher's environment is wrong: then every rank prints it."""
+    """Whether the first rank prints the same line. No if the launcher's environment is wrong: then every rank prints it."""
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
 
 
 def tell_launcher(line: str) -> None:
-    """Writes the line where torchrun looks for it, so that torchrun's report of the failed ranks, which comes last, ends with it."""
+    """Writes the line where torchrun looks for it, so that torchrun's own report, which comes last, ends with it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         told = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}

@@ -33,6 +33,10 @@ class Request:
     output: str | None = key(
         None, "JSON file for the scores; null: eval-NAME.json beside the checkpoint, with what differs from it in the name"
     )
+    per_class: bool = key(False, "also print the accuracy of each class, and save it in the JSON file")
+    predictions: str | None = key(
+        None, "also write the likeliest classes of every image to this CSV file; each image is there once"
+    )
     dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE)
     trust: list[str] = key(
         [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
@@ -48,14 +52,22 @@ class Request:
         """
         if OmegaConf.is_missing(composed, "checkpoint"):
             raise UserError("checkpoint must be set, as in checkpoint=runs/resnet50-ba-digits/seed0/best.pt")
-        raw = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(raw, dict)
+        raw = parse.resolved(composed)
         request: Request = parse.to_dataclass(cls(checkpoint=""), {str(key): value for key, value in raw.items()})
         parse.check_values(request)
         if not request.checkpoint:
             raise UserError("checkpoint= is empty: name last.pt or best.pt of a run")
+        for name in ("checkpoint", "output"):
+            if getattr(request, name) is not None:
+                parse.expanded(name, getattr(request, name))
         if request.output is not None and Path(request.output).is_dir():
             raise UserError(
                 f"output={request.output} is a folder; name a file, such as {Path(request.output) / 'scores.json'}"
             )
+        if request.predictions is not None:
+            path = Path(request.predictions).expanduser()
+            if path.is_dir():
+                raise UserError(f"predictions={path} is a folder; name a file, such as {path / 'predictions.csv'}")
+            if not path.parent.is_dir():
+                raise UserError(f"predictions={path}: there is no folder {path.parent}")
         return request

@@ -12,20 +12,20 @@ from attn.config import groups
 from attn.config.schema import MISSING, Config, Key, keys
 from attn.tabulate import markdown_lines
 
-GROUP_OF = {"train": groups.GROUPS, "eval": ("data",), "export": ("data",)}  # the groups of each entry point
+GROUP_OF = {"train": groups.GROUPS, "eval": ("data",), "predict": (), "export": ("data",)}  # the groups of each entry point
 
 
 def help_text(command: str, schema: type, composed: str = "", width: int = 110) -> str:
     """What `--help` prints.
 
     Args:
-        command: train, eval or export; its config's header says what the command does.
+        command: train, eval, predict or export; its config's header says what the command does.
         schema: the dataclass of its keys.
         composed: the keys of the chosen backbone and attention, as YAML.
         width: of a line, in characters.
     """
     header = yaml.safe_load((groups.config_dir() / f"{command}.yaml").read_text())["hydra"]["help"]["header"]
-    lines = [header, "Groups: choose one of each, as in attention=ba"]
+    lines = [header, *(["Groups: choose one of each, as in attention=ba"] if GROUP_OF[command] else [])]
     for group in GROUP_OF[command]:
         lines += [
             f"  {group}",
@@ -36,7 +36,7 @@ def help_text(command: str, schema: type, composed: str = "", width: int = 110) 
         for key in entries:
             lines.append(
                 textwrap.fill(
-                    f"{key.name}={_value(key)}  {_sentence(key)}", width, initial_indent="  ", subsequent_indent=" " * 6
+                    f"{key.name}={shown(key)}  {sentence(key)}", width, initial_indent="  ", subsequent_indent=" " * 6
                 )
             )
     if composed:
@@ -49,11 +49,11 @@ def markdown() -> str:
     lines = [
         "# All keys",
         "",
-        "Every key of `train.py` outside the groups `backbone` and `attention`, whose files in `configs/` explain their own. Made by"
-        " `python scripts/reference.py`.",
+        "Every key of `train.py` outside the groups `backbone` and `attention`, whose files in `configs/` explain their "
+        "own. Made by `python scripts/reference.py`.",
     ]
     for section, entries in _sections(keys(Config)):
-        rows = [(f"`{key.name}`", f"`{_value(key)}`", _sentence(key)) for key in entries]
+        rows = [(f"`{key.name}`", f"`{shown(key)}`", sentence(key)) for key in entries]
         lines += ["", f"## {section or 'The run'}", "", *markdown_lines([("key", "default", "meaning"), *rows])]
     return "\n".join(lines) + "\n"
 
@@ -66,7 +66,7 @@ def _sections(entries: Iterable[Key]) -> Iterator[tuple[str, list[Key]]]:
     yield from found.items()
 
 
-def _value(key: Key) -> str:
+def shown(key: Key) -> str:
     return "..." if key.default is MISSING else _plain(key.default)
 
 
@@ -78,7 +78,7 @@ def _plain(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _sentence(key: Key) -> str:
+def sentence(key: Key) -> str:
     """The meaning, the choices and the limits."""
     parts = [key.meaning]
     if key.choices:

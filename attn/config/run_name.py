@@ -1,7 +1,7 @@
 """The folder of a command's run: runs with different results never share one, and the same command finds its run again.
 
-`run_dir` in configs/train.yaml calls the resolver `run_variant`, which is registered here. It is resolved while Hydra composes, so
-that `hydra.compose("train")` gives what the command line does.
+`run_dir` in configs/train.yaml calls the resolver `run_variant`, which is registered here. It is resolved while Hydra
+composes, so that `hydra.compose("train")` gives what the command line does.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def variant(composed: Mapping[str, Any], plain: Mapping[str, Any], choices: Mapp
         choices: the names of the choices.
 
     Returns:
-        The schedule where it is not the default, and each key that differs and changes the result, in alphabetical order. A string
-        that is too long, or has characters that a folder's name should not have, ends with a hash of the whole.
+        The schedule where it is not the default, and each key that differs and changes the result, in alphabetical order. A
+        string that is too long, or has characters that a folder's name should not have, ends with a hash of the whole.
     """
     from attn.config.parse import flatten  # which registers what is here
 
@@ -120,7 +120,7 @@ def _run_variant(*, _root_: Container) -> str:
 def _settle(*, _root_: Container) -> list[str]:
     """Writes down what only Hydra's own node tells: `compose` removes it, and in a notebook nothing else has it.
 
-    In configs/train.yaml it stands where Hydra looks last, in place of a list of environment variables; there are none.
+    In configs/train.yaml it is where Hydra looks last, in place of a list of environment variables; there are none.
     """
     assert isinstance(_root_, DictConfig)
     raw = OmegaConf.to_container(OmegaConf.masked_copy(_root_, ["attention_name", "run_dir"]), resolve=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -20,14 +21,18 @@ LIMITS: dict[str, Callable[[float], bool]] = {
 }
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 METRICS = ("balanced_accuracy", "macro_f1", "mcc")
+# The optimizers that read keys of the schedule beside the rates; all others take theirs from `schedule.optimizer_options`.
+OWN_OPTIMIZERS: dict[str, tuple[str, ...]] = {"sgd": ("momentum", "nesterov"), "adamw": ("betas",)}
 NO_DECAY = ("norm", "batchnorm", "bias", "vector", "depthwise")
 REQUIRED: Any = MISSING
 PLAIN_NAME = r"(?!.{200})[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
 A_PLAIN_NAME = "a plain name of letters, digits and . _ + -, because it is part of a path"
+WANDB_PROJECT = r"[^/\\#?%:]{1,128}"
 # timm treats an unknown policy as the default, or ignores it.
 POLICY = (
     r"(original|originalr|v0|v0r|3a)(-mstd\d{1,3}(\.\d+)?)?"
-    r"|rand(-m([12]?\d|30)|-n([1-9]|1[0-6])|-mstd\d{1,3}(\.\d+)?|-mmax([1-9]|[12]\d|30)|-inc[01]|-p(0?\.\d+|[01](\.0+)?)|-t(weights|3aw?))*"
+    r"|rand(-m([12]?\d|30)|-n([1-9]|1[0-6])|-mstd\d{1,3}(\.\d+)?|-mmax([1-9]|[12]\d|30)|-inc[01]"
+    r"|-p(0?\.\d+|[01](\.0+)?)|-t(weights|3aw?))*"
 )
 
 
@@ -60,8 +65,8 @@ def key(
         "plain": plain,
         "read_by": read_by,
     }
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -98,18 +103,22 @@ class Data:
     name: str = key("imagenet", "part of the name of the run directory", plain=True)
     source: str = key(
         "imagefolder",
-        "how the data set is stored; timm takes anything that `timm.data.create_dataset` takes",
-        choices=("imagefolder", "cifar100", "digits", "elpv", "fake", "timm"),
+        "how the data set is stored; packed: as scripts/pack.py writes it; timm takes anything that `timm.data.create_dataset` takes",
+        choices=("imagefolder", "packed", "cifar100", "digits", "elpv", "fake", "timm"),
     )
     dataset: str | None = key(
-        None, "for source=timm, its name there (`hfds/...`, `wds/...`, `tar/...`, `torch/...`)", read_by=("timm",)
+        None, "for source=timm, its name there (`folder`, `tar`, `hfds/...`, `torch/...`)", read_by=("timm",)
     )
-    root: str | None = key(None, "directory of the data", read_by=("imagefolder", "cifar100", "timm"))
+    root: str | None = key(None, "directory of the data", read_by=("imagefolder", "packed", "cifar100", "timm"))
     train_split: str = key(
-        "train", "name of the training split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+        "train",
+        "name of the training split; for imagefolder and packed, of its folder",
+        read_by=("imagefolder", "packed", "timm"),
     )
     val_split: str = key(
-        "val", "name of the validation split; for imagefolder, of its folder", read_by=("imagefolder", "timm")
+        "val",
+        "name of the validation split; for imagefolder and packed, of its folder",
+        read_by=("imagefolder", "packed", "timm"),
     )
     num_classes: int = key(1000, "size of the label set", limits=POSITIVE, at_most=1_000_000)
     image_size: int = key(224, "side of the square input image, in pixels", limits=POSITIVE, at_most=8192)
@@ -150,7 +159,17 @@ class Data:
     held_out: float = key(
         0.2, "for ELPV: fraction of the images that a random split holds out", limits=INSIDE, read_by=("elpv",)
     )
-    samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000)
+    packed: str | None = key(
+        None,
+        "what the packed copy must hold: original, or shorter side and quality such as side256-q90; null: whatever it holds, which is stored with the run",
+        read_by=("packed",),
+    )
+    samples: int = key(1024, "size of the fake data set", limits=POSITIVE, at_most=100_000_000, read_by=("fake",))
+    decoder: str = key(
+        "pil",
+        "how image files are decoded, with the same pixels in all: pil; region decodes only the part of a JPEG file that a crop needs, once `python -m attn.build` has built it; torchcodec, by that package; auto: region if it is built, else pil",
+        choices=("pil", "auto", "region", "torchcodec"),
+    )
     workers: int | None = key(
         None, "loader processes per rank; null: as many as the rank has processor cores, at most 4", limits=NOT_NEGATIVE
     )
@@ -173,7 +192,15 @@ class Schedule:
     accumulate: int = key(
         1, "gradient accumulation: parts into which each rank splits its share of a batch", limits=POSITIVE, at_most=100_000
     )
-    optimizer: str = key("sgd", "the optimizer", choices=("sgd", "adamw"))
+    optimizer: str = key(
+        "sgd",
+        "sgd, adamw, or a name of timm.optim such as lamb, lion, adopt, muon or kron; a wrong one lists them all",
+        plain=True,
+    )
+    optimizer_options: dict[str, Any] = key(
+        {},
+        "further options of the optimizer, by the names of its class's arguments, as in `+schedule.optimizer_options.trust_clip=true`",
+    )
     lr: float = key(0.1, "peak learning rate, for the whole batch; it is never rescaled", limits=POSITIVE, at_most=1000)
     momentum: float = key(0.9, "momentum of SGD", limits=BELOW_ONE)
     nesterov: bool = key(False, "Nesterov momentum of SGD")
@@ -185,14 +212,15 @@ class Schedule:
     curve: str = key("cosine", "curve of the learning rate after the warm-up", choices=("cosine", "step", "constant"))
     min_lr: float = key(0.0, "learning rate at the end of the cosine", limits=NOT_NEGATIVE)
     milestones: list[int] = key([30, 60, 90], "epochs at which curve=step multiplies the learning rate")
-    gamma: float = key(0.1, "factor of curve=step at each milestone", limits=POSITIVE)
+    gamma: float = key(0.1, "factor of curve=step at each milestone", limits=POSITIVE, at_most=10)
     warmup_epochs: float = key(0.0, "epochs of linear warm-up", limits=NOT_NEGATIVE, at_most=1_000_000)
     warmup_lr: float | None = key(
         None, "learning rate of the first step of the warm-up; null: lr / steps of the warm-up", limits=NOT_NEGATIVE
     )
     warmup_mode: str = key(
         "inside",
-        "inside: the curve runs over the remaining epochs; overlap: it runs over all epochs and the warm-up replaces its beginning; before: the warm-up comes on top of `schedule.epochs`",
+        "inside: the curve runs over the remaining epochs; overlap: it runs over all epochs and the warm-up replaces its "
+        "beginning; before: the warm-up comes on top of `schedule.epochs`",
         choices=("inside", "overlap", "before"),
     )
     update: str = key("step", "how often the learning rate is updated", choices=("step", "epoch"))
@@ -216,6 +244,9 @@ class Logger:
 
     csv: bool = key(False, "also write metrics.csv")
     plot: bool = key(False, "also write curves.png")
+    tensorboard: bool = key(
+        False, "mirror epochs and every `log_every`-th step to event files in the run's folder tensorboard"
+    )
     wandb: bool = key(False, "mirror to Weights & Biases; offline unless `wandb_mode` or a key says otherwise")
     wandb_project: str = key("attn", "passed to `wandb.init`")
     wandb_mode: str | None = key(
@@ -250,7 +281,8 @@ class Config:
     compile: bool = key(False, "compile the model by `torch.compile`")
     kernels: str = key(
         "reference",
-        "how the end of each ResNet block is computed. reference: module by module; fused: as one CPU operator, which `python -m attn.kernels.build` builds; auto: fused if it is built, else reference",
+        "how the end of each ResNet block is computed. reference: module by module; fused: as one CPU operator, which "
+        "`python -m attn.kernels.build` builds; auto: fused if it is built, else reference",
         choices=("reference", "auto", "fused"),
     )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
@@ -276,7 +308,11 @@ class Config:
     )
     max_skipped: int = key(10, "steps that may be skipped in a row before the run stops", limits=POSITIVE)
     dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE, at_most=10_000_000)
-    log_every: int = key(50, "steps between progress lines when there is no terminal", limits=POSITIVE)
+    log_every: int = key(
+        50,
+        "steps between progress lines when there is no terminal, and between two measurements of the speed in steps.jsonl",
+        limits=POSITIVE,
+    )
 
 
 SECTIONS: dict[str, type] = {"Data": Data, "Schedule": Schedule, "Logger": Logger}

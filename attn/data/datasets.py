@@ -1,10 +1,11 @@
-"""Data sets by name: each is map-style and returns (PIL image, label), before any transformation."""
+"""Data sets by name: each is map-style and returns (PIL image or `Encoded`, label), before any transformation."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from timm.data.dataset import ImageDataset
 from torch.utils.data import Dataset
 
 from attn.config.schema import Data
-from attn.data.imagefolder import Folder, UnreadableImage, class_folders, decode
+from attn.data.imagefolder import Encoded, Folder, UnreadableImage, class_folders
+from attn.data.packed import Packed
 from attn.data.root import check_place, data_root
 from attn.data.splits import stratified
 from attn.errors import UserError, reason
@@ -27,12 +29,11 @@ class Arrays(Dataset):
     Args:
         images: uint8 [N, H, W] or [N, H, W, 3].
         labels: int [N].
-        classes: names in the order of their labels; None where they have none.
+        classes: names in the order of the labels.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None = None) -> None:
-        self.images, self.labels = images, labels
-        self.classes = None if classes is None else list(classes)
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
+        self.images, self.labels, self.classes = images, labels, list(classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +59,8 @@ class Fake(Dataset):
 class CheckedLabels(Dataset):
     """A data set of torchvision or timm that returns (image, label); checks that 0 <= label < `num_classes`.
 
-    timm would replace an image that it cannot read by another one, so its reader is asked for the bytes, which are decoded here.
+    timm would replace an image that it cannot read by another one, so its reader is asked for the bytes, which are decoded
+    here.
 
     Attributes:
         classes: names in the order of their labels; None where the data set has none.
@@ -71,14 +73,14 @@ class CheckedLabels(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image | Encoded, int]:
         image, label = self._read(index)
         if label is None or not 0 <= int(label) < self.num_classes:
             raise UserError(f"{self._place(index)} has the label {label}, but data.num_classes={self.num_classes}")
         return image, int(label)
 
-    def _read(self, index: int) -> tuple[Image.Image, Any]:
-        """The image as RGB, and its label, which may be None.
+    def _read(self, index: int) -> tuple[Image.Image | Encoded, Any]:
+        """The image, as RGB if it is decoded, and its label, which may be None.
 
         Raises:
             UnreadableImage: the file is missing, damaged or no image.
@@ -87,7 +89,7 @@ class CheckedLabels(Dataset):
             if isinstance(self.dataset, ImageDataset):
                 content, label = self.dataset.reader[index][:2]
                 with content:
-                    return decode(content.read()), label
+                    return Encoded(content.read(), self._place(index)), label
             image, label = self.dataset[index]
             return image.convert("RGB"), label
         except Exception as error:  # a damaged file makes decoders raise nearly anything
@@ -100,7 +102,9 @@ class CheckedLabels(Dataset):
         if isinstance(self.dataset, ImageDataset):
             return f"{self.dataset.filename(index, absolute=True)} (image {index})"
         samples = getattr(self.dataset, "samples", None)
-        return f"{samples[index][0]} (image {index})" if samples else f"image {index} of {type(self.dataset).__name__}"
+        root = getattr(self.dataset, "root", None)
+        where = f"{type(self.dataset).__name__}" + (f" in {root}" if root else "")
+        return f"{samples[index][0]} (image {index})" if samples else f"image {index} of {where}"
 
 
 def _class_names(dataset: Any) -> list[str] | None:
@@ -113,6 +117,15 @@ def _class_names(dataset: Any) -> list[str] | None:
 def class_names(dataset: Dataset) -> list[str] | None:
     """The names of a data set's classes in the order of their labels; None where it has none."""
     return getattr(dataset, "classes", None)
+
+
+def image_names(dataset: Dataset) -> list[str] | None:
+    """The files of a data set's images in its order; None where they are no files of their own."""
+    inner = dataset.dataset if isinstance(dataset, CheckedLabels) else dataset
+    if isinstance(inner, ImageDataset):
+        return [inner.filename(index, absolute=True) for index in range(len(inner))]
+    samples = getattr(inner, "samples", None)
+    return [str(path) for path, _ in samples] if isinstance(samples, list) else None
 
 
 def expect_same_classes(first: list[str] | None, second: list[str] | None, what: str) -> None:
@@ -133,7 +146,8 @@ def expect_same_classes(first: list[str] | None, second: list[str] | None, what:
     )
     there = [names[label] if label < len(names) else "absent" for names in (first, second)]
     raise ValueError(
-        f"{what} have other classes, label {label} is {there[0]!r} in one and {there[1]!r} in the other: the labels would not agree"
+        f"{what} have other classes, label {label} is {there[0]!r} in one and {there[1]!r} in the other: the labels would "
+        "not agree"
     )
 
 
@@ -154,10 +168,14 @@ def imagefolder(data: Data, train: bool) -> Dataset:
         missing = sorted(set(class_folders(other)) ^ set(folder.classes))
         if missing:
             raise ValueError(
-                f"{root}: {data.train_split} and {data.val_split} have different classes, {', '.join(missing[:3])} is in only one of them: "
-                "the labels would not agree"
+                f"{root}: {data.train_split} and {data.val_split} have different classes, {', '.join(missing[:3])} is in "
+                "only one of them: the labels would not agree"
             )
     return folder
+
+
+def packed(data: Data, train: bool) -> Dataset:
+    return Packed(data_root(data) / (data.train_split if train else data.val_split), data.num_classes)
 
 
 def cifar100(data: Data, train: bool) -> Dataset:
@@ -184,7 +202,7 @@ def digits(data: Data, train: bool) -> Dataset:
     bunch = load_digits()
     images = (bunch.images * (255 / 16)).round().astype(np.uint8)
     rows = stratified(bunch.target, every=5, held_out=not train)
-    return Arrays(images[rows], bunch.target[rows])
+    return Arrays(images[rows], bunch.target[rows], [str(name) for name in bunch.target_names])
 
 
 def elpv(data: Data, train: bool) -> Dataset:
@@ -210,12 +228,12 @@ def from_timm(data: Data, train: bool) -> Dataset:
     _expect_split_folder(data, split)
     said = io.StringIO()
     try:
-        root = None if data.root is None else str(Path(data.root).expanduser())
+        root = None if data.root is None else os.path.expanduser(data.root)
         with contextlib.redirect_stdout(said):
             dataset = create_dataset(data.dataset, root=root, split=split, is_training=train)
     except Exception as error:  # as many kinds as there are libraries below timm
         if data.root is None and isinstance(error, TypeError):
-            raise ValueError(f"data.dataset={data.dataset} needs data.root, the folder where it lies") from error
+            raise ValueError(f"data.dataset={data.dataset} needs data.root, the folder that holds it") from error
         reason = " ".join(f"{error} {said.getvalue()}".split())
         reason = reason or f"no such data set, or data.root is no folder with {split!r} in it"
         raise ValueError(
@@ -225,8 +243,8 @@ def from_timm(data: Data, train: bool) -> Dataset:
         print(said.getvalue(), end="")
     if not hasattr(dataset, "__getitem__"):
         raise ValueError(
-            f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not be "
-            "resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
+            f"data.dataset={data.dataset} is a stream: batches would depend on the number of workers, and a run could not "
+            "be resumed exactly; use its indexed form (hfds/ instead of hfids/, tar/ or a folder instead of wds/)"
         )
     checked = CheckedLabels(dataset, data.num_classes)
     if checked.classes:
@@ -240,7 +258,7 @@ def _expect_split_folder(data: Data, split: str) -> None:
     Raises:
         ValueError: names the folder that is expected.
     """
-    name, root = str(data.dataset).lower(), Path(data.root or "").expanduser()
+    name, root = str(data.dataset).lower(), Path(os.path.expanduser(data.root or ""))
     by_folder = "/" not in name or name.startswith(("folder/", "torch/image_folder", "torch/folder", "tar/"))
     if data.root is None or not by_folder or not root.is_dir() or data.train_split == data.val_split:
         return
@@ -248,8 +266,8 @@ def _expect_split_folder(data: Data, split: str) -> None:
     words = next((group for group in SYNONYMS if folder in group), (folder,))
     if not any((root / word).exists() for word in words):
         raise ValueError(
-            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: no folder of that name in it, and "
-            f"timm would take the whole of {data.root} for it; set data.train_split and data.val_split to folders in it"
+            f"data.dataset={data.dataset} data.root={data.root}: timm cannot open {split!r}: no folder of that name in it, "
+            f"and timm would take the whole of {data.root} for it; set data.train_split and data.val_split to folders in it"
         )
 
 
@@ -258,6 +276,7 @@ SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evalu
 
 SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
     "imagefolder": imagefolder,
+    "packed": packed,
     "cifar100": cifar100,
     "digits": digits,
     "elpv": elpv,
@@ -269,5 +288,6 @@ SOURCES: dict[str, Callable[[Data, bool], Dataset]] = {
 def _expect_classes(data: Data, present: int) -> None:
     if data.num_classes != present:
         raise ValueError(
-            f"data.num_classes={data.num_classes}, but data={data.name} has {present} classes: set data.num_classes={present}"
+            f"data.num_classes={data.num_classes}, but data={data.name} has {present} classes: set "
+            f"data.num_classes={present}"
         )

@@ -1,7 +1,8 @@
-"""ELPV: 2,624 photographs of solar cells with the probability of a defect, and the protocols in which results on it are published.
+"""ELPV: 2,624 photographs of solar cells with the probability of a defect, and the protocols of published results.
 
-Buerhop-Lux et al., A benchmark for visual identification of defective solar cells in electroluminescence imagery, EU PVSEC 2018;
-Deitsch et al., Automatic classification of defective photovoltaic module cells in electroluminescence images, Solar Energy 2019.
+Buerhop-Lux et al., A benchmark for visual identification of defective solar cells in electroluminescence imagery, EU PVSEC
+2018; Deitsch et al., Automatic classification of defective photovoltaic module cells in electroluminescence images, Solar
+Energy 2019.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import numpy as np
 
 from attn.data.splits import random_split, stratified
 
-CLASSES = {"probability": ("0", "1/3", "2/3", "1"), "defect": ("functional", "defective")}
+CLASSES = {
+    "probability": tuple(f"defect probability {part}" for part in ("0", "1/3", "2/3", "1")),
+    "defect": ("functional", "defective"),
+}
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,12 +8,15 @@ import os
 import stat
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from attn import console
 
 
 def class_folders(root: Path) -> list[str]:
@@ -46,7 +49,7 @@ class Folder(Dataset):
             )
             raise ValueError(f"{root}: has {len(self.classes)} class folders, but data.num_classes={num_classes}: {fix}")
         self.samples: list[tuple[str, int]] = []
-        for label, name in enumerate(self.classes):
+        for label, name in enumerate(console.bar(self.classes, f"listing {root}")):
             files = sorted(str(f) for f in (root / name).rglob("*") if is_image_name(f))
             if not files:
                 raise ValueError(f"{root / name}: no image in this class folder (extensions {', '.join(IMG_EXTENSIONS)})")
@@ -55,28 +58,50 @@ class Folder(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Encoded, int]:
         path, label = self.samples[index]
-        return read_rgb(path), label
+        return read_encoded(path), label
 
 
 class UnreadableImage(Exception):
     """An image file cannot be decoded; the message names the file."""
 
 
-def read_rgb(path: str) -> Image.Image:
-    """Decodes any image file to RGB; the rotation in its EXIF data is ignored, as in the usual ImageNet pipelines.
+@dataclass(frozen=True)
+class Encoded:
+    """The content of an image file that is not decoded yet, and the name that messages give it."""
+
+    content: bytes
+    name: str
+
+    def rgb(self) -> Image.Image:
+        """The whole image as RGB; the rotation in its EXIF data is ignored, as in the usual ImageNet pipelines.
+
+        Raises:
+            UnreadableImage: it is empty, truncated or not an image.
+        """
+        try:
+            return decode(self.content)
+        except DecodeError as error:
+            raise UnreadableImage(f"{self.name}: cannot be read as an image ({error})") from error
+
+
+def read_encoded(path: str) -> Encoded:
+    """Reads a file.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated or not an image.
+        UnreadableImage: it is missing or no regular file.
         OSError: the file system fails.
     """
     try:
-        return decode(read_bytes(path))
+        return Encoded(read_bytes(path), path)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotAFile) as error:
         raise UnreadableImage(f"{path}: {error.strerror}") from error
-    except DecodeError as error:
-        raise UnreadableImage(f"{path}: cannot be read as an image ({error})") from error
+
+
+def read_rgb(path: str) -> Image.Image:
+    """Decodes any image file to RGB; see `read_encoded` and `Encoded.rgb` for what it raises."""
+    return read_encoded(path).rgb()
 
 
 def read_bytes(path: str, attempts: int = 4) -> bytes:
@@ -99,7 +124,7 @@ def read_bytes(path: str, attempts: int = 4) -> bytes:
             if error.errno == errno.ENXIO:
                 raise NotAFile(errno.EINVAL, "it is a socket, no regular file", path) from None
             if attempt == attempts - 1:
-                raise
+                raise OSError(error.errno, error.strerror, path) from error  # a read through a handle names no file
             time.sleep(0.5 * 2**attempt)
     raise AssertionError("unreachable")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-from torchvision.transforms import v2
 
 from attn import console, rng
 from attn.config.schema import Data
 from attn.data.datasets import load_dataset
 from attn.data.imagefolder import UnreadableImage
-from attn.data.transforms import eval_transform, train_transform
+from attn.data.transforms import Pixels, Transform, eval_transform, train_transform
 from attn.data.workers import outlive_signals, worker_count
 from attn.distributed import Ranks
 from attn.errors import UserError
@@ -27,7 +26,10 @@ Key = tuple[int, int]  # epoch, index of the image
 
 
 class Batch(NamedTuple):
-    """Images [N, 3, S, S], labels [N], their indices in the data set [N], and whether each replaces an unreadable one [N]."""
+    """Images [N, 3, S, S], labels [N], their indices in the data set [N], and whether each replaces an unreadable one [N].
+
+    The images are uint8, or normalised already; `to_device` normalises them.
+    """
 
     images: Tensor
     labels: Tensor
@@ -38,12 +40,13 @@ class Batch(NamedTuple):
 class Seeded(Dataset):
     """A data set with a transform, whose randomness is a function of (seed, epoch, index).
 
-    The item of the key (epoch, index) is (image [3, S, S], label, index of the image, whether it replaces an unreadable image).
-    With `replace_unreadable` the next readable image takes the place of an unreadable one; without it a UserError names the file.
+    The item of the key (epoch, index) is (image [3, S, S], label, index of the image, whether it replaces an unreadable
+    image). With `replace_unreadable` the next readable image takes the place of an unreadable one; without it a UserError
+    names the file.
     """
 
     def __init__(
-        self, dataset: Dataset, transform: v2.Transform, seed: int, replace_unreadable: bool = False, training: bool = True
+        self, dataset: Dataset, transform: Transform, seed: int, replace_unreadable: bool = False, training: bool = True
     ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
         self.replace_unreadable, self.training = replace_unreadable, training
@@ -51,18 +54,20 @@ class Seeded(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
+    @property
+    def pixels(self) -> Pixels:
+        """How the images are normalised."""
+        return self.transform.pixels
+
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int, bool]:
         epoch, index = key
-        rng.seed_sample(self.seed, "sample", epoch, index)
-        image, label, found = self._read(index)
-        return self.transform(image), label, found, found != index
-
-    def _read(self, index: int) -> tuple[Any, int, int]:
         for offset in range(len(self)):
             found = (index + offset) % len(self)
+            # Before each: a damaged image may have drawn numbers before its damage showed.
+            rng.seed_sample(self.seed, "sample", epoch, index)
             try:
                 image, label = self.dataset[found]
-                return image, label, found
+                return self.transform(image), label, found, found != index
             except UnreadableImage as error:
                 if not self.replace_unreadable:
                     other = (
@@ -80,8 +85,8 @@ class TrainData:
     """The training images, cut into batches.
 
     Attributes:
-        dataset: for the key (epoch, index) it returns (image [3, S, S], label, index of the image, whether that image replaces
-            an unreadable one); see `Seeded`.
+        dataset: for the key (epoch, index) it returns (image [3, S, S], label, index of the image, whether that image
+            replaces an unreadable one); see `Seeded`.
         batch_size: images per step over all ranks and accumulated parts.
         accumulate: parts into which a rank's share of a batch is split.
         seed: seed of the permutations.
@@ -139,10 +144,11 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
         worker_init_fn=outlive_signals,
         collate_fn=_collate,
     )
+    watch = console.Watch()
     batches = iter(loader)
     try:
         while True:
-            with console.told_if_slow("the next batch: the data is slow"):
+            with watch.waiting("the next batch: the data is slow"):
                 loaded = next(batches, None)
             if loaded is None:
                 return
@@ -156,6 +162,7 @@ def _load(dataset: Seeded, keys: Iterator[list[Key]], workers: int | None, ranks
             ) from None
         raise
     finally:
+        watch.close()
         # An exception keeps the iterator alive, and its processes would live PATIENCE seconds longer than this one.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
@@ -176,7 +183,18 @@ class _Caught(Dataset):
 
 def _collate(items: list[Any]) -> Any:
     """The items as one batch, or the first error among them."""
-    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+    failed = next((item for item in items if isinstance(item, UserError)), None)
+    if failed is not None:
+        return failed
+    images, *rest = zip(*items, strict=True)
+    return [_stacked(images), *(default_collate(list(values)) for values in rest)]
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images [3, S, S] as a batch. Decoded pixels lie channel by channel within each pixel, and stay so: that copies whole lines."""
+    if images[0].dtype != torch.uint8:
+        return default_collate(list(images))
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 class _Once:
@@ -204,8 +222,8 @@ def train_data(data: Data, batch_size: int, accumulate: int, seed: int, ranks: R
     most = most_workers()
     if data.workers is not None and data.workers > most:
         raise ValueError(
-            f"data.workers={data.workers}: more than {most}, {PER_CORE} for each of the processor cores here, would only wait for "
-            "each other; lower it"
+            f"data.workers={data.workers}: more than {most}, {PER_CORE} for each of the processor cores here, would only "
+            "wait for each other; lower it"
         )
     with console.told_if_slow(f"the training images of data={data.name} to be listed"):
         dataset = load_dataset(data, train=True)
@@ -224,8 +242,8 @@ def evaluation_data(data: Data) -> Seeded:
     return Seeded(dataset, eval_transform(data), seed=0, training=False)
 
 
-def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
-    """Moves a batch, without waiting where the memory is pinned."""
+def to_device(batch: Batch, device: torch.device, channels_last: bool, pixels: Pixels) -> Batch:
+    """Moves a batch, without waiting where the memory is pinned, and normalises its images there."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = batch.images.to(device, memory_format=layout, non_blocking=True)
+    images = pixels.normalised(batch.images.to(device, non_blocking=True), layout)
     return batch._replace(images=images, labels=batch.labels.to(device, non_blocking=True))

@@ -2,51 +2,152 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
+from PIL import Image
 from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from attn.config.schema import Data
+from attn.data.decoders import OPENERS, Cut, Opened, Rectangle, Whole
+from attn.data.imagefolder import Encoded
 
 
-def train_transform(data: Data) -> v2.Transform:
-    """PIL image to a normalised float tensor [3, S, S], with the random augmentation of the config."""
-    mode, size = InterpolationMode(data.interpolation), data.image_size
-    steps: list[torch.nn.Module | object] = []
+@dataclass(frozen=True)
+class Pixels:
+    """Mean and standard deviation of the three channels on the scale 0 to 1, by which pixels are normalised."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalised(self, images: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
+        """uint8 images [..., 3, S, S] as normalised float32, on their device and in a layout; float images only change the layout.
+
+        The bits are those of torchvision's ToDtype and Normalize on one image.
+        """
+        if images.dtype != torch.uint8:
+            return images.to(memory_format=layout)
+        mean, std = _constants(self.mean, images.device), _constants(self.std, images.device)
+        return images.to(torch.float32, memory_format=layout).mul_(1.0 / 255).sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=16)
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """On the device once: a copy in every step would wait for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+class Transform:
+    """From an image to the input of the network: uint8 [3, S, S], to be normalised on the device.
+
+    With `erasing` the result is normalised already, because the values that it fills in are.
+
+    Args:
+        data: sizes, interpolation is separate.
+        cut: for width and height of an image, what is cut out of it; may draw random numbers.
+        interpolation: of the resizing.
+        steps: further transformations of the PIL image.
+        hflip: probability of a flip after the cut, where there are no further steps.
+        erasing: of the normalised tensor.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        cut: Callable[[int, int], Cut],
+        interpolation: str,
+        steps: list[Callable[[Any], Any]] | None = None,
+        hflip: float = 0.0,
+        erasing: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.cut, self.interpolation, self.steps, self.hflip, self.erasing = cut, interpolation, steps or [], hflip, erasing
+        self.decoder = data.decoder
+        self.pixels = Pixels(tuple(data.mean), tuple(data.std))
+
+    def __call__(self, image: Encoded | Image.Image) -> Tensor:
+        """
+        Raises:
+            UnreadableImage: it is damaged.
+        """
+        opened: Opened = OPENERS[self.decoder](image) if isinstance(image, Encoded) else Whole(image)
+        pixels = opened.cut(self.cut(*opened.size), self.interpolation)
+        if self.hflip and bool(torch.rand(1) < self.hflip):
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        if self.steps:
+            changed = Image.fromarray(pixels)
+            for step in self.steps:
+                changed = step(changed)
+            pixels = np.array(changed)
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        return tensor if self.erasing is None else self.erasing(self.pixels.normalised(tensor, torch.contiguous_format))
+
+    def normalised(self, image: Encoded | Image.Image) -> Tensor:
+        """One image as the network takes it, float32 [3, S, S].
+
+        Raises:
+            UnreadableImage: it is damaged.
+        """
+        return self.pixels.normalised(self(image), torch.contiguous_format)
+
+
+def train_transform(data: Data) -> Transform:
+    """The transformation of training images, with the random augmentation of the config."""
+    size = data.image_size
+    cut: Callable[[int, int], Cut] = functools.partial(_whole, size)
     if data.crop == "random_resized":
-        scale, ratio = tuple(data.crop_scale), tuple(data.crop_ratio)
-        steps.append(v2.RandomResizedCrop(size, scale=scale, ratio=ratio, interpolation=mode))
-    else:
-        steps.append(v2.Resize((size, size), interpolation=mode))
-        if data.crop == "pad":
-            steps.append(v2.RandomCrop(size, padding=data.pad))
-    if data.hflip:
-        steps.append(v2.RandomHorizontalFlip(data.hflip))
+        crop = v2.RandomResizedCrop(size, scale=tuple(data.crop_scale), ratio=tuple(data.crop_ratio))
+        cut = functools.partial(_random, crop, size)
+    steps: list[Callable[[Any], Any]] = []
+    if data.crop == "pad":
+        steps.append(v2.RandomCrop(size, padding=data.pad))
+    later: list[Callable[[Any], Any]] = []
     if data.rotate:
-        steps.append(v2.RandomRotation(data.rotate, interpolation=InterpolationMode.BILINEAR))
+        later.append(v2.RandomRotation(data.rotate, interpolation=InterpolationMode.BILINEAR))
     if data.auto_augment:
         hints = {"translate_const": int(size * 0.45), "img_mean": tuple(round(255 * m) for m in data.mean)}
         make = rand_augment_transform if data.auto_augment.startswith("rand") else auto_augment_transform
         try:
-            steps.append(make(data.auto_augment, hints))
+            later.append(make(data.auto_augment, hints))
         except (AssertionError, ValueError) as error:
             raise ValueError(
-                f"data.auto_augment={data.auto_augment}: timm refuses it ({error}); use rand-m9-mstd0.5-inc1, original, v0 ..."
+                f"data.auto_augment={data.auto_augment}: timm refuses it ({error}); "
+                "use rand-m9-mstd0.5-inc1, original, v0 ..."
             ) from None
     if data.color_jitter:
-        steps.append(v2.ColorJitter(*3 * (data.color_jitter,)))
-    steps += _to_tensor(data)
-    if data.random_erasing:
-        steps.append(RandomErasing(data.random_erasing, mode="pixel", device="cpu"))
-    return v2.Compose(steps)
+        later.append(v2.ColorJitter(*3 * (data.color_jitter,)))
+    # On pixels where it is the only step; on a PIL image between two of them.
+    hflip = data.hflip if not (steps or later) else 0.0
+    if data.hflip and (steps or later):
+        steps.append(v2.RandomHorizontalFlip(data.hflip))
+    erasing = RandomErasing(data.random_erasing, mode="pixel", device="cpu") if data.random_erasing else None
+    return Transform(data, cut, data.interpolation, [*steps, *later], hflip, erasing)
 
 
-def eval_transform(data: Data) -> v2.Transform:
-    """PIL image to a normalised float tensor [3, S, S]: resize the shorter side, crop the centre."""
-    resize = v2.Resize(data.test_resize, interpolation=InterpolationMode(data.test_interpolation))
-    return v2.Compose([resize, v2.CenterCrop(data.image_size), *_to_tensor(data)])
+def eval_transform(data: Data) -> Transform:
+    """The transformation of test images: resize the shorter side, crop the centre."""
+    return Transform(data, functools.partial(_centre, data.test_resize, data.image_size), data.test_interpolation)
 
 
-def _to_tensor(data: Data) -> list[object]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
+def _whole(size: int, width: int, height: int) -> Cut:
+    return Cut(Rectangle(0, 0, width, height), (size, size), Rectangle(0, 0, size, size))
+
+
+def _random(crop: v2.RandomResizedCrop, size: int, width: int, height: int) -> Cut:
+    """torchvision draws; it asks an image for nothing but its size."""
+    drawn = crop.make_params([torch.empty(1).expand(3, height, width)])
+    box = Rectangle(drawn["left"], drawn["top"], drawn["width"], drawn["height"])
+    return Cut(box, (size, size), Rectangle(0, 0, size, size))
+
+
+def _centre(shorter: int, size: int, width: int, height: int) -> Cut:
+    """As torchvision's Resize and CenterCrop; `size` is not above `shorter`."""
+    wide = (shorter * width // height, shorter) if width > height else (shorter, shorter * height // width)
+    left, top = (round((side - size) / 2) for side in wide)
+    return Cut(Rectangle(0, 0, width, height), wide, Rectangle(left, top, size, size))

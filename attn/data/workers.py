@@ -25,8 +25,8 @@ def outlive_signals(_worker: int) -> None:
     If a worker died from the signal, the current step would fail. After SIGTERM it lives for another `PATIENCE` seconds and
     then ends, because a parent also uses SIGTERM to end a worker that hangs.
 
-    A worker whose parent was killed before this call ends at once: torch starts to watch the parent after this call and would
-    watch the process that adopted the worker instead, so the worker would never end.
+    A worker whose parent was killed before this call ends at once: torch starts to watch the parent after this call and
+    would watch the process that adopted the worker instead, so the worker would never end.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent.pid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +30,8 @@ class ClassCounts:
 
         Returns:
             balanced_accuracy: mean recall over the classes with images, in percent; macro_f1: mean F1 over the classes with
-            images or guesses, in percent; mcc: Matthews' correlation of several classes (Gorodkin 2004), from -1 to 1, 0 where it
-            is not defined.
+            images or guesses, in percent; mcc: Matthews' correlation of several classes (Gorodkin 2004), from -1 to 1, 0
+            where it is not defined.
         """
         labelled, guessed, hit = ([int(v) for v in values.tolist()] for values in (self.labelled, self.guessed, self.hit))
         recalls = [h / t for h, t in zip(hit, labelled, strict=True) if t]
@@ -47,10 +48,35 @@ class ClassCounts:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """What a model says of every image, in the order of the data set.
+
+    Attributes:
+        indices: numbers of the images [N], from 0; each once.
+        labels: their labels [N].
+        guesses: the likeliest classes [N, k], the likeliest first; k is 5, or the number of classes if there are fewer.
+        probabilities: of those classes [N, k], by softmax over all classes, from 0 to 1.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    guesses: Tensor
+    probabilities: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Tensor, ...]]) -> Outcomes:
+        """From the parts of the ranks, in any order."""
+        whole = [torch.cat(column) for column in zip(*parts, strict=True)]
+        order = whole[0].argsort()
+        return cls(*(column[order] for column in whole))
+
+
+@dataclass(frozen=True)
 class Scores:
     """Counts over a data set. `loss` is the mean cross-entropy in nats, `top1` and `top5` are in percent.
 
-    `more` holds the further scores that were asked for; see `ClassCounts.scores`.
+    `more` holds the further scores that were asked for; see `ClassCounts.scores`. `classes` and `outcomes` are None unless they were
+    asked for.
     """
 
     count: int
@@ -58,6 +84,8 @@ class Scores:
     correct5: int
     loss: float
     more: dict[str, float] = field(default_factory=dict)
+    classes: ClassCounts | None = None
+    outcomes: Outcomes | None = None
 
     @property
     def top1(self) -> float:

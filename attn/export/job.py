@@ -153,7 +153,7 @@ def batches_of(dataset: Dataset, data: Data, meaning: About, count: int | None) 
     seeded = Seeded(dataset, transform, seed=0, training=False)
     subset = Subset(seeded, [(0, i) for i in chosen])  # type: ignore[misc]
     for images, labels, *_ in DataLoader(subset, BATCH):
-        yield images, labels
+        yield transform.pixels.normalised(images, torch.contiguous_format), labels
 
 
 def of_size(batches: list[Tensor], size: int) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Gate, attend
+from attn.attention import Gate, Recorded, attend
 from attn.kernels.cpu import DTYPES
 from attn.kernels.ops import affine, moments
 
@@ -39,7 +39,10 @@ def pools_alone(module: Gate) -> bool:
 
 
 def norm_act(y: Tensor, norm: Any, act: nn.Module, pool: bool) -> tuple[Tensor, Tensor | None]:
-    """act(norm(y)) and, with `pool`, its mean over H W [N, C], in the type of y. Fused only with `pool`: else nothing is gained."""
+    """act(norm(y)) and, with `pool`, its mean over H W [N, C] in the type of y.
+
+    Fused only with `pool`, because else nothing is gained.
+    """
     if not pool:
         return act(norm(y)), None
     if not (fits(norm, y) and type(act) is nn.ReLU and not hooked(act)):
@@ -74,7 +77,8 @@ def block_end(
         shortcut: the shortcut's output, in the shape of norm(y).
         act: the last activation.
     """
-    if means is None or not (isinstance(module, Gate) and fits(norm, y)):
+    # Whoever records the call wants the unweighted map, which the operators do not store.
+    if means is None or isinstance(state, Recorded) or not (isinstance(module, Gate) and fits(norm, y)):
         out, state = attend(module, (*features, norm(y)), state)
         if drop_path is not None:
             out = drop_path(out)
@@ -132,8 +136,8 @@ def fits(norm: Any, y: Tensor) -> bool:
 def known_norm(norm: Any) -> bool:
     """Whether the operators support a norm.
 
-    Not supported: SyncBN (its statistics are those of all ranks), no running statistics, a cumulative average (momentum None), no
-    weight.
+    Not supported: SyncBN (its statistics are those of all ranks), no running statistics, a cumulative average (momentum
+    None), no weight.
     """
     return (
         type(norm) is nn.BatchNorm2d

@@ -1,7 +1,7 @@
 """Compiles the operators' C++ form for this machine's CPU: `python -m attn.kernels.build`.
 
-The file is written to the user's cache folder ($XDG_CACHE_HOME/attn, else ~/.cache/attn), under a name that depends on source, flags
-and CPU: another version or another machine in a cluster never loads it. Nothing is compiled at any other time.
+The file is written to the user's cache folder ($XDG_CACHE_HOME/attn, else ~/.cache/attn), under a name that depends on
+source, flags and CPU: another version or another machine in a cluster never loads it. Nothing is compiled at any other time.
 It takes seconds, and needs a C++ compiler with OpenMP (CXX, else g++, c++ or clang++) but not torch's own headers.
 """
 
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
@@ -25,9 +26,14 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "
 
 def library_path() -> Path:
     """The path of the compiled form of this source for this CPU, whether it exists or not."""
+    return cached_path("cpu", SOURCE, FLAGS)
+
+
+def cached_path(name: str, source: Path, depends_on: Sequence[str]) -> Path:
+    """Where a source is compiled to: a name that depends on it, on this CPU and on more, such as the flags."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = "\n".join([SOURCE.read_text(), *FLAGS, cpu_features()])
-    return cache / "attn" / f"cpu-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    key = "\n".join([source.read_text(), *depends_on, cpu_features()])
+    return cache / "attn" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
 
 def cpu_features() -> str:
@@ -61,23 +67,52 @@ def build(force: bool = False) -> tuple[bool, str]:
     path = library_path()
     if path.exists() and not force:
         return True, f"kernels: {path} exists already"
+    return compile_to(path, SOURCE, FLAGS, (), "kernels", "the reference form is used")
+
+
+def compile_to(
+    path: Path,
+    source: Path,
+    flags: Sequence[str],
+    libraries: Sequence[str],
+    what: str,
+    without: str,
+    check: Callable[[Path], str | None] = lambda _: None,
+) -> tuple[bool, str]:
+    """Compiles a source to a shared library.
+
+    Args:
+        path: where it is written, whole or not at all.
+        source: one C++ file.
+        flags, libraries: the compiler's arguments before and after the file.
+        what: what is built, for the line.
+        without: what is used where it cannot be built, for the line.
+        check: why a library that was compiled must not be used; None if it may.
+
+    Returns:
+        Whether it was built, and one line that says so, or why not.
+    """
     command = compiler()
     if command is None:
         tried = os.environ.get("CXX") or "g++, c++ and clang++"
-        return False, f"kernels: not built, no C++ compiler found ({tried}); the reference form is used"
+        return False, f"{what}: not built, no C++ compiler found ({tried}); {without}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # First written under a temporary name: other processes see either no file or a finished one.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
             target = Path(folder) / path.name
-            done = subprocess.run([*command, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True)
+            arguments = [*flags, str(source), "-o", str(target), *libraries]
+            done = subprocess.run([*command, *arguments], capture_output=True, text=True)
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit status {done.returncode}"]
-                return False, f"kernels: not built, {command[0]} failed: {lines[0].strip()}; the reference form is used"
+                return False, f"{what}: not built, {command[0]} failed: {lines[0].strip()}; {without}"
+            problem = check(target)
+            if problem is not None:
+                return False, f"{what}: not built, {problem}; {without}"
             os.replace(target, path)
     except OSError as error:
-        return False, f"kernels: not built, {error}; the reference form is used"
-    return True, f"kernels: built {path} with {command[0]}"
+        return False, f"{what}: not built, {error}; {without}"
+    return True, f"{what}: built {path} with {command[0]}"
 
 
 def main() -> int:

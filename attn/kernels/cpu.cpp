@@ -1,6 +1,6 @@
 // The operators of ops.py for the CPU, float and bfloat16, NHWC and NCHW. Plain C functions: nothing of torch's C++ is needed.
 //
-// Sums run in float over 64 pixels (NCHW: 1024), then in double. Work is shared out by shapes alone, so that results do not
+// Sums run in float over 64 pixels (NCHW: 1024), then in double. Work is divided by shapes alone, so that results do not
 // depend on the number of threads.
 
 #include <algorithm>
@@ -27,7 +27,7 @@ inline float load(BFloat16 x) {
 
 inline void store(float* target, float x) { *target = x; }
 
-// To the nearest, ties to even; a NaN stays one.
+// To the nearest, ties to even; NaN stays NaN.
 inline void store(BFloat16* target, float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -14,8 +14,8 @@ Both take maps [N, C, H, W] of any floating type and return vectors in float32 (
     pooled       [N, C], the mean of out over H W; empty without `pool`
 
 y is a constant to `affine`; its gradient goes through `through`, and `moments` adds the vectors' gradients to it in its one
-backward pass. So autograd differentiates everything computed between the two, using vectors only, and only y, out and vectors
-are stored. The gradients are those of the formulas; second derivatives are not supported.
+backward pass. So autograd differentiates everything computed between the two, using vectors only, and only y, out and
+vectors are stored. The gradients are those of the formulas; second derivatives are not supported.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def moments_backward(
     grad_mu: Tensor,
     grad_sigma2: Tensor,
 ) -> Tensor:
-    """The gradient of `moments` with respect to y: `through`, plus a linear function of y for each channel of each sample."""
+    """The gradient of `moments` with respect to y: `through`, plus a linear function of y per channel and sample."""
     return form(y).moments_backward(through, y, mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)
 
 
@@ -96,7 +96,13 @@ def affine(
     relu: bool,
     pool: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See the docstring of this file. `centre` [C]; `scale` and `shift` both [N, C] or both [1, C]; `shortcut` as y, in shape and type."""
+    """See the docstring of this file.
+
+    Args:
+        centre: [C].
+        scale, shift: both [N, C], or both [1, C].
+        shortcut: in the shape and type of y.
+    """
     return form(y).affine(y, centre, scale, shift, shortcut, relu, pool)
 
 

@@ -1,4 +1,4 @@
-"""The operators of `ops.py` in plain PyTorch: their definition. Sums and vectors are float32, or float64 for float64 maps."""
+"""The operators of `ops.py` in plain PyTorch: their definition. Sums and vectors are float32; float64 for float64 maps."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import timm
@@ -23,6 +24,7 @@ from attn.config import groups
 from attn.errors import reason
 from attn.kernels import Kernels, fused_devices
 from attn.models import spec
+from attn.models.backbone_options import check_backbone_options, no_such_option
 from attn.models.options import check_options, options_of
 
 
@@ -40,17 +42,17 @@ def create_model(
 
     Args:
         backbone: a name of `list_backbones()`, or any timm name of a supported family.
-        attention: a name of `list_attentions()`, a mapping of slots as in `configs/attention/*.yaml`, or None for the network
-            as timm ships it.
+        attention: a name of `list_attentions()`, a mapping of slots as in `configs/attention/*.yaml`, or None for the
+            network as timm ships it.
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which returns a list of feature maps.
         out_indices: which maps `features_only` returns; all by default.
-        kernels: how the ends of ResNets' blocks are computed: `reference`, the modules one by one; `fused`, in two passes over
-            the map (`attn.kernels`) if the gate allows it; `auto`, fused if the kernels are built on this machine.
+        kernels: how the ends of ResNets' blocks are computed: `reference`, the modules one by one; `fused`, in two passes
+            over the map (`attn.kernels`) if the gate allows it; `auto`, fused if the kernels are built on this machine.
             Parameter names and state dicts are the same, results are equal up to rounding.
         timm_kwargs: an option of a named attention by its name, as in `create_model("resnet18", "se", reduction=8)`; the
-            others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...). Weights
-            are loaded before the attentions are placed.
+            others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...).
+            Weights are loaded before the attentions are placed.
 
     Returns:
         The timm model: without an attention its keys and outputs are timm's, else only the attentions' keys are new.
@@ -85,12 +87,28 @@ def create_model(
             raise
         raise ValueError(f"{label}: the options ({given}) make another kind of network: {reason(error)}") from error
     if features_only:
-        maps = len(model.feature_info)
-        chosen = tuple(range(maps)) if out_indices is None else out_indices
-        if not (isinstance(chosen, (tuple, list)) and chosen and all(i in range(-maps, maps) for i in chosen)):
-            raise ValueError(f"{label}: out_indices={out_indices!r} must be some of 0 to {maps - 1}, as in (1, 2)")
-        return FeatureGetterNet(model, out_indices=chosen)
+        try:
+            return feature_maps(model, out_indices)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
     return model
+
+
+def feature_maps(model: Any, out_indices: tuple[int, ...] | None = None) -> FeatureGetterNet:
+    """A model that returns the list of its feature maps.
+
+    Args:
+        model: of `create_model`.
+        out_indices: which maps; all by default.
+
+    Raises:
+        ValueError: there is no such map.
+    """
+    maps = len(model.feature_info)
+    chosen = tuple(range(maps)) if out_indices is None else out_indices
+    if not (isinstance(chosen, (tuple, list)) and chosen and all(i in range(-maps, maps) for i in chosen)):
+        raise ValueError(f"out_indices={out_indices!r} must be some of 0 to {maps - 1}, as in (1, 2)")
+    return FeatureGetterNet(model, out_indices=chosen)
 
 
 def _take_options(
@@ -112,8 +130,8 @@ def _take_options(
         if len(owners) > 1:
             places = " and ".join(path for _, path, _ in owners)
             raise ValueError(
-                f"attention={attention}: {key}={value!r} is an option of {places}: give a mapping of slots instead of the name, "
-                f"as in configs/attention/{attention}.yaml"
+                f"attention={attention}: {key}={value!r} is an option of {places}: give a mapping of slots instead of the "
+                f"name, as in configs/attention/{attention}.yaml"
             )
         if not owners:
             rest[key] = value
@@ -168,8 +186,8 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
         training: run in training mode, where a norm may need more than one value per channel.
 
     Raises:
-        ValueError: the model cannot take images of this size (Swin has a fixed size; others reduce a small image to nothing), or
-            a single image.
+        ValueError: the model cannot take images of this size (Swin has a fixed size; others reduce a small image to
+            nothing), or a single image.
     """
     before = model.training
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -186,25 +204,12 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
         model.train(before)
 
 
-DEPTHS = ("layers", "depths", "depth", "block_config", "num_layers", "stage_repeats")
-
-
-MOST_LAYERS = 2000  # beyond, building takes minutes and all of the memory
-
-
 def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
     families()  # registers the networks that timm lacks
-    for key, value in kwargs.items():
-        if key == "in_chans" and not (isinstance(value, Integral) and int(value) > 0):
-            raise ValueError(f"in_chans={value!r} must be an integer greater than 0")
-        if key.startswith("drop") and key.endswith("_rate") and not (isinstance(value, Real) and 0 <= float(value) < 1):
-            raise ValueError(f"{key}={value!r} must be a number, 0 or more and below 1")
-        counts = value if isinstance(value, (list, tuple)) else [value]
-        if key in DEPTHS and any(isinstance(count, Real) and float(count) > MOST_LAYERS for count in counts):
-            raise ValueError(f"{key}={value!r} must be at most {MOST_LAYERS} each")
     if not timm.is_model(name):
         raise ValueError(groups.unknown("backbone", name, list_backbones()) + ", or any timm name of their families")
-    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+    check_backbone_options(name, kwargs)
+    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if key != "pretrained")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is rejected later
@@ -214,6 +219,11 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
     except Exception as error:  # timm checks few options: a wrong one fails where it is first used
         if kwargs.get("pretrained") and isinstance(error, (RuntimeError, OSError)):
             raise ValueError(f"pretrained=True: timm cannot get the weights: {reason(error)}") from None
+        if not given:
+            raise ValueError(f"timm cannot build it: {reason(error)}") from None
+        stranger = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if stranger is not None and stranger[1] in kwargs:
+            raise ValueError(no_such_option(name, stranger[1])) from None
         raise ValueError(f"timm refuses an option ({given}): {reason(error)}") from None
 
 

@@ -19,9 +19,9 @@ def without_defaults(backbone: Mapping[str, Any], attention: Mapping[str, Any]) 
     """The mapping that defines a network, without keys whose value is the default of their class.
 
     Two networks are the same if their results are equal, even if different versions of a class wrote them: a key that one of
-    them lacks has its default. Only this package is imported. Keys with unknown defaults stay: those of other classes that are
-    not imported yet, and those of a backbone except its rates and `in_chans`, the only ones for which timm's entry points use
-    the default of the network's class.
+    them lacks has its default. Only this package is imported. Keys with unknown defaults stay: those of other classes that
+    are not imported yet, and those of a backbone except its rates and `in_chans`, the only ones for which timm's entry
+    points use the default of the network's class.
 
     Args:
         backbone: `name` and options, as in `configs/backbone/*.yaml`.

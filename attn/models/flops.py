@@ -4,8 +4,8 @@ Three conventions, because no single one gives the numbers of all papers:
 
     ptflops  what the tables of BA-Net, DCANet and BA2M count (ptflops up to 0.6.6, one operation per multiply-accumulate):
             convolutions and linear layers with in x out per output position, the convolution's bias, BatchNorm2d 2 and ReLU
-            or ReLU6 1 per element, pooling 1 per input element. Not counted: products of activations, BatchNorm1d, LayerNorm,
-            sigmoid, softmax and other element-wise work.
+            or ReLU6 1 per element, pooling 1 per input element. Not counted: products of activations, BatchNorm1d,
+            LayerNorm, sigmoid, softmax and other element-wise work.
     macs    multiply-accumulates of convolutions, linear layers and matrix products (attention maps included), nothing else.
     macs_first   the same for the network with the stride of a bottleneck in its first 1x1 convolution, as in He et al.
             (see `stride_in_first`): many papers print this for baselines that they copy, whichever network was trained.

@@ -52,7 +52,8 @@ def add_attention(
     """Adds an attention to the lateral and output convolutions of a feature pyramid, in place.
 
     The parameters of a convolution keep their names (`lateral_convs.0.conv.weight`), so weights of the plain pyramid can be
-    loaded; those of the attention are new: `squeeze` and `excite` for AW, `gate` for the input's attention. A bias is not weighted.
+    loaded; those of the attention are new: `squeeze` and `excite` for AW, `gate` for the input's attention. A bias is not
+    weighted.
 
     AW's batch norms get a 1x1 map per image on the laterals: with two images per device, convert to SyncBN; with one they
     use the running statistics (see `AWConv2d`).

@@ -33,14 +33,14 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{cls.__name__} has no option {name!r}; its options are: {', '.join(taken)}")
         if isinstance(value, partial) and isinstance(value.func, type):
             check_options(value.func, value.keywords)
-        elif not _fits(value, taken.get(name, Any)):
-            choices = _choices(taken[name])
-            expected = f"; choose from {', '.join(map(str, choices))}" if choices else f" must be {_describe(taken[name])}"
+        elif not fits(value, taken.get(name, Any)):
+            choices = choices_of(taken[name])
+            expected = f"; choose from {', '.join(map(str, choices))}" if choices else f" must be {describe(taken[name])}"
             raise ValueError(f"{cls.__name__}: {name}={value!r}{expected}")
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """The defaults of the options of `place`, `build` and the constructor, including base classes that they are passed on to."""
+    """The defaults of the options of `place`, `build` and the constructor, also of base classes that get them."""
     found: dict[str, Any] = {}
     for method in ("place", "build", "__init__"):
         for function in (vars(base)[method] for base in cls.__mro__ if method in vars(base)):
@@ -78,24 +78,25 @@ def _parameters(function: Any) -> dict[str, Any]:
     return {name: hints.get(name, Any) for name in named if name not in ("self", "site", "sites", "options")}
 
 
-def _choices(kind: Any) -> tuple[Any, ...]:
+def choices_of(kind: Any) -> tuple[Any, ...]:
     """The values of a `Literal`, also within a union or a list; empty for any other annotation."""
     if get_origin(kind) is Literal:
         return get_args(kind)
-    return tuple(choice for part in get_args(kind) if get_origin(part) is not Callable for choice in _choices(part))
+    return tuple(choice for part in get_args(kind) if get_origin(part) is not Callable for choice in choices_of(part))
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; true is no number."""
     origin = get_origin(kind)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if origin in (Union, UnionType):
-        return any(_fits(value, choice) for choice in get_args(kind))
+        return any(fits(value, choice) for choice in get_args(kind))
     if origin in LISTS:
         item = get_args(kind)[0]
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
-        return get_origin(item) is Callable or all(_fits(v, item) for v in value)  # the class reports a wrong item
+        return get_origin(item) is Callable or all(fits(v, item) for v in value)  # the class reports a wrong item
     if origin is Callable:
         return callable(value)
     if kind in (int, float):
@@ -103,10 +104,12 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if kind in NAMES else True
 
 
-def _describe(kind: Any) -> str:
+def describe(kind: Any) -> str:
+    """An annotated type in words."""
     origin = get_origin(kind)
     if origin in (Union, UnionType):
-        return " or ".join(_describe(choice) for choice in get_args(kind))
+        return " or ".join(describe(choice) for choice in get_args(kind))
     if origin in LISTS:
-        return "a list"
+        items = {int: "a list of integers", float: "a list of numbers", str: "a list of strings"}
+        return items.get(get_args(kind)[0], "a list")
     return NAMES.get(kind, "a mapping with a _target_")

@@ -88,7 +88,8 @@ def _build(node: Any, where: str) -> Any:
     else:
         return node
     if not (isinstance(target, type) and issubclass(target, Attention)):
-        raise ValueError(f"{where}: {target!r} is not a subclass of attn.attention.Attention")
+        named = node["_target_"] if isinstance(node, Mapping) else f"{target!r:.60}"
+        raise ValueError(f"{where}: {named} is not a subclass of attn.attention.Attention")
     return partial(target, **options)
 
 

@@ -1,8 +1,9 @@
 """Parameters that no forward pass uses: they are named, so that DDP does not wait for their gradients.
 
 DistributedDataParallel waits in every step for the gradient of every parameter. An attention names those that it never uses
-(`Attention.unused_parameters`); `ignore_unused` passes the names to DDP, which ignores these parameters. All ranks have equal
-values of them, because they start from one seed or one checkpoint, and no optimizer changes a parameter without a gradient.
+(`Attention.unused_parameters`); `ignore_unused` passes the names to DDP, which ignores these parameters. All ranks have
+equal values of them, because they start from one seed or one checkpoint, and no optimizer changes a parameter without a
+gradient.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def ignore_unused(model: nn.Module, loss: Callable[[nn.Module, torch.device], Te
     missing = [name for name in without if name not in named]
     if missing:
         raise ValueError(
-            f"{_some(missing)}: no gradient reaches {'it' if len(missing) == 1 else 'them'}, and training on several ranks would"
-            " wait for it: use or remove what is not used, or name it in `unused_parameters` of its Attention"
+            f"{_some(missing)}: no gradient reaches {'it' if len(missing) == 1 else 'them'}, and training on several ranks "
+            "would wait for it: use or remove what is not used, or name it in `unused_parameters` of its Attention"
         )
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrong = [name for name in named if name in trained and name not in without]

@@ -17,8 +17,9 @@ from attn.attention import Site
 class VectorBatchNorm(nn.BatchNorm1d):
     """BatchNorm over descriptors [N, C] that also trains at one image per device.
 
-    A batch of one has no variance: `nn.BatchNorm1d` raises an error. Here such a batch is normalised by the running statistics,
-    which stay unchanged. With two images or more it is the same as `nn.BatchNorm1d`. Parameter names are the same.
+    A batch of one has no variance: `nn.BatchNorm1d` raises an error. Here such a batch is normalised by the running
+    statistics, which stay unchanged. With two images or more it is the same as `nn.BatchNorm1d`. Parameter names are the
+    same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +31,8 @@ class VectorBatchNorm(nn.BatchNorm1d):
 class MapBatchNorm(nn.BatchNorm2d):
     """BatchNorm over maps [N, C, H, W] that also trains where every channel has a single value (N = H = W = 1).
 
-    Such a batch is normalised by the running statistics, as in `VectorBatchNorm`. Otherwise it is the same as `nn.BatchNorm2d`.
+    Such a batch is normalised by the running statistics, as in `VectorBatchNorm`. Otherwise it is the same as
+    `nn.BatchNorm2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +76,8 @@ def dense_conv(site: Site, name: str) -> nn.Conv2d:
     """The convolution of a `conv` site.
 
     Raises:
-        ValueError: there is none, it has groups, or it is not a plain zero-padded `nn.Conv2d` that keeps the size at stride 1.
+        ValueError: there is none, it has groups, or it is not a plain zero-padded `nn.Conv2d` that keeps the size at stride
+            1.
     """
     conv = site.conv
     if conv is None:

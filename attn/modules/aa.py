@@ -13,14 +13,15 @@ from attn.modules._layers import dense_conv, working_stride
 
 
 class AA(Attention):
-    """concat(conv(x), MHA(x)): some output channels come from self-attention over all pixels (eqs. 1 to 5). For `conv` slots.
+    """concat(conv(x), MHA(x)): some channels come from self-attention over all pixels (eqs. 1 to 5). For `conv` slots.
 
     A head with query q at pixel i and key k at pixel j has the logit q_i (k_j + r^x_(jx - ix) + r^y_(jy - iy)) / sqrt(d).
     Of the C channels, d_v = value_ratio C come from the attention, both d_v and the keys' d_k = key_ratio C floored to
-    a multiple of the heads; d_v has at least one and d_k at least `min_head` channels per head. Only the replaced convolution
-    may have a bias. If it has a stride, the attention works on maps averaged 3x3 with this stride.
+    a multiple of the heads; d_v has at least one and d_k at least `min_head` channels per head. Only the replaced
+    convolution may have a bias. If it has a stride, the attention works on maps averaged 3x3 with this stride.
 
-    The logits take heads (H W)^2 values per image: at stride 8, a 224-pixel image takes 20 MB in fp32. The softmax is in fp32.
+    The logits take heads (H W)^2 values per image: at stride 8, a 224-pixel image takes 20 MB in fp32. The softmax is in
+    fp32.
 
     Args:
         site: the position, with `conv`. By default `place` fills the last three stages (2 to 4 of a ResNet).
@@ -118,7 +119,7 @@ class AA(Attention):
         return (position - position[:, None]).clamp(1 - self.extent, self.extent - 1) + self.extent - 1
 
     def augment(self, x: Tensor, logits: Tensor, v: Tensor) -> Tensor:
-        """Joins the convolution of x and the values averaged by the softmax of the logits: [N, C, H / stride, W / stride]."""
+        """Joins the convolution of x and the values, averaged by softmax(logits): [N, C, H / stride, W / stride]."""
         y = self.conv(x)
         weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
         attended = v.flatten(3) @ weights.transpose(2, 3)  # [N, heads, d, H' W']

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width, select
+from attn.attention import Attention, Reading, Site, hidden_width, select
 from attn.modules._layers import MapBatchNorm, bin_average, conv_settings
 
 Form = Literal["auto", "grouped", "taps", "scale"]
@@ -23,13 +23,13 @@ Ratios = Ratio | Sequence[Ratio]
 class AWConv2d(nn.Conv2d):
     """A convolution whose filters K [C2, C1, h, w] are weighted per sample: K + A * K (F2) or A * K, A in (0, 1).
 
-    A [N, C2, C1, h, w] is repeated (Expand, eq. 2) from the smaller [N, C2 / r_c2, C1 / r_c1, h / r_hw, w / r_hw], which F1 gives: average
-    pooling to h / r_hw by w / r_hw, 1x1 convolution to C2 / reduction channels, norm, ReLU, 1x1 convolution, norm, sigmoid.
-    A bias is not weighted. With groups, C1 is the number of input channels of one filter.
+    A [N, C2, C1, h, w] is repeated (Expand, eq. 2) from the smaller [N, C2 / r_c2, C1 / r_c1, h / r_hw, w / r_hw], which F1
+    gives: average pooling to h / r_hw by w / r_hw, 1x1 convolution to C2 / reduction channels, norm, ReLU, 1x1 convolution,
+    norm, sigmoid. A bias is not weighted. With groups, C1 is the number of input channels of one filter.
 
-    The paper says that Expand may also go along N, C2, h and w. C2, h and w are supported here. N, one map for the batch, is not:
-    an image's prediction would depend on the others in its batch. Avoiding that at inference (by a running mean of A) gives a
-    constant that K can learn by itself, so no attention would remain.
+    The paper says that Expand may also go along N, C2, h and w. C2, h and w are supported here. N, one map for the batch, is
+    not: an image's prediction would depend on the others in its batch. Avoiding that at inference (by a running mean of A)
+    gives a constant that K can learn by itself, so no attention would remain.
 
     It replaces an `nn.Conv2d` and keeps its parameters, under the same names. Note that K + A * K starts about 1.5
     times as large as K; a norm after it removes this factor, and without a norm (an FPN) the activations grow by it.
@@ -50,15 +50,16 @@ class AWConv2d(nn.Conv2d):
         conv: the convolution to replace; its parameters are shared, not copied.
         reduction: r; C2 divided by the hidden width of F1. The paper does not say whether it divides C1 or C2; C2 gives its
             printed size of MobileNet, and elsewhere they are equal.
-        r_c1: C1 over the depth of A; None or `all` for C1 itself, a map that does not depend on the input channel (the paper's
-            choice).
+        r_c1: C1 over the depth of A; None or `all` for C1 itself, a map that does not depend on the input channel (the
+            paper's choice).
         r_c2: C2 over the filters of A; neighbours share. `all` for C2 itself: one value for all filters.
         r_hw: the kernel's sides over those of A. `all` for the sides themselves.
         residual: K + A * K (F2); False for A * K.
         form: how to compute it.
 
     Raises:
-        ValueError: the convolution is not a plain zero-padded `nn.Conv2d`, a ratio does not divide, or the form does not exist.
+        ValueError: the convolution is not a plain zero-padded `nn.Conv2d`, a ratio does not divide, or the form does not
+            exist.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class AWConv2d(nn.Conv2d):
         return self.by_taps(x, scale) if form == "taps" else self.by_groups(x, scale)
 
     def cheapest_form(self, x: Tensor) -> str:
-        """The last of `forms`; if that is `taps`, the one of `taps` and `grouped` that needs less memory (C1 or output H * W)."""
+        """The last of `forms`; of `taps` and `grouped` the one that needs less memory (C1 or output H * W)."""
         height, width = self.output_size(x)
         if self.forms[-1] == "taps" and height * width >= self.weight.shape[1]:
             return "grouped"
@@ -214,6 +215,10 @@ class AW(AWConv2d, Attention):
     def refine(self, x: Tensor) -> Tensor:
         return AWConv2d.forward(self, x)
 
+    def reading(self, feats: tuple[Tensor, ...], state: None) -> Reading:
+        scale = self.filter_scale(feats[-1])
+        return Reading({"filter": scale - 1 if self.residual else scale})
+
     def forward(  # type: ignore[override]
         self, feats: tuple[Tensor, ...], state: None
     ) -> tuple[Tensor, None]:
@@ -247,10 +252,10 @@ def plan(
     Args:
         sites: the convolutions.
         stages: numbers of the stages to fill, from 1; all by default.
-        every: fill each `every`-th block of the network, from block number `first` (from 1). Every second depthwise separable
-            convolution is `every=2`; with `first=2` it is the second of each pair.
-        r_c1, r_c2, r_hw: as of `AWConv2d`, or a list of these: one for each stage in which convolutions are replaced, or one for
-            each of these convolutions.
+        every: fill each `every`-th block of the network, from block number `first` (from 1). Every second depthwise
+            separable convolution is `every=2`; with `first=2` it is the second of each pair.
+        r_c1, r_c2, r_hw: as of `AWConv2d`, or a list of these: one for each stage in which convolutions are replaced, or one
+            for each of these convolutions.
 
     Raises:
         ValueError: a stage or block does not exist, or a list has the wrong length.
@@ -279,8 +284,8 @@ def _per_site(ratios: Ratios, sites: Sequence[Site], name: str) -> list[Ratio]:
     if len(ratios) == len(stages):
         return [ratios[stages.index(site.stage)] for site in sites]
     raise ValueError(
-        f"AW: {name}={list(ratios)} has {len(ratios)} entries; give one value, one for each of the {len(stages)} stages, or one for "
-        f"each of the {len(sites)} convolutions"
+        f"AW: {name}={list(ratios)} has {len(ratios)} entries; give one value, one for each of the {len(stages)} stages, or "
+        f"one for each of the {len(sites)} convolutions"
     )
 
 

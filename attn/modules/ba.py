@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Site
+from attn.attention import Attention, Gate, Reading, Site
 from attn.modules._bridge import Base, Bridged, FoldedBridge, Reach, bridge_width, build_where_bridged
 from attn.modules._layers import VectorBatchNorm, activation, norm_as_affine
 
@@ -16,11 +16,11 @@ from attn.modules._layers import VectorBatchNorm, activation, norm_as_affine
 class BA(Gate):
     """Weights from the pooled outputs of all convolutions of the block, not only of the last (eqs. 6 to 9).
 
-    Each conv output F_i is pooled (eq. 3), squeezed to C/r and batch-normalised; the sum, after ReLU, is expanded to C channel
-    weights: sigmoid(W relu(sum_i BN(W_i gap(F_i)))). The last output is multiplied by them (eq. 9).
+    Each conv output F_i is pooled (eq. 3), squeezed to C/r and batch-normalised; the sum, after ReLU, is expanded to C
+    channel weights: sigmoid(W relu(sum_i BN(W_i gap(F_i)))). The last output is multiplied by them (eq. 9).
 
-    In eq. 10 the sum covers the layer and the q layers before it, which may be in earlier blocks (its lower index is printed as
-    q; the text means n - q). The paper's tables use only the block's own convolutions, `q=None`.
+    In eq. 10 the sum covers the layer and the q layers before it, which may be in earlier blocks (its lower index is printed
+    as q; the text means n - q). The paper's tables use only the block's own convolutions, `q=None`.
 
     The authors' mobile networks have reduction 6; their EfficientNet act `silu`, their MobileNetV3 gate `hard_sigmoid`.
 
@@ -78,8 +78,20 @@ class BA(Gate):
 
     def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
         descriptors, state = self.reach.collect(descriptors, state)
-        squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
-        return self.gate(self.expand(self.act(sum(squeezed)))), state
+        return self.join(self.bridge(descriptors)), state
+
+    def bridge(self, descriptors: Sequence[Tensor]) -> list[Tensor]:
+        """The descriptors [N, C_i] squeezed and normalised, each [N, C / r]."""
+        return [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
+
+    def join(self, bridged: Sequence[Tensor]) -> Tensor:
+        """The weights [N, C] from the squeezed descriptors."""
+        return self.gate(self.expand(self.act(sum(bridged))))
+
+    def reading(self, feats: tuple[Tensor, ...], state: Bridged) -> Reading:
+        own = self.descriptors(feats[self.sources])
+        bridged = self.bridge(self.reach.collect(own, state)[0])
+        return Reading({"channel": self.join(bridged)}, tuple(own), tuple(bridged))
 
     def folded(self) -> Attention:
         bridges: Any = self.bridges

@@ -1,7 +1,7 @@
 """Batch-aware attention. BA^2M: A Batch Aware Attention Module for Image Classification, arXiv 2103.15099, 2021.
 
-Three branches give each sample one scalar (eqs. 5 to 9); the softmax of the scalars over the batch weights the samples' feature
-maps (eqs. 10 and 11). By default the module acts in training only: at inference, one image at a time, the softmax is 1.
+Three branches give each sample one scalar (eqs. 5 to 9); the softmax of the scalars over the batch weights the samples'
+feature maps (eqs. 10 and 11). By default the module acts in training only: for one image, as at inference, the softmax is 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site
+from attn.attention import Attention, Reading, Site
 from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 Branch = Literal["channel", "local_spatial", "global_spatial"]
@@ -22,26 +22,26 @@ BRANCHES: tuple[Branch, ...] = ("channel", "local_spatial", "global_spatial")
 
 
 class BA2M(Attention):
-    """Output_i = w_i x_i with w = softmax over the batch of the samples' scores (eqs. 5 to 13); in eval mode see `inference`.
+    """Output_i = w_i x_i, w = softmax over the batch of the samples' scores (eqs. 5 to 13); in eval mode see `inference`.
 
-    A sample's score, its SAR, is the mean over the channels of the elementwise maximum of its branches (eq. 9); the weights are
-    the softmax of the scores (eq. 11). Meant for the `stage` slot ("between" in the paper, its best); the `block` slot is its
-    "inside".
+    A sample's score, its SAR, is the mean over the channels of the elementwise maximum of its branches (eq. 9); the weights
+    are the softmax of the scores (eq. 11). Meant for the `stage` slot ("between" in the paper, its best); the `block` slot
+    is its "inside".
 
-    On inference the paper (section III-D) says three things: the module is off; a test image's map is multiplied by its own SAR;
-    test batches of 1 to 256 are weighted by their softmax, and because a weight does not change the ranking of the classes, all
-    have the same error. The last is true for a module right before a classifier without bias. It is not true before other layers,
-    whose batch norms use running statistics and whose convolutions feed shortcuts. `inference` offers all three. Off is the
-    default: with the softmax an image's prediction depends on the others in its batch, and a SAR, which is about 0 with either
-    sign, is not a scale that occurred in training.
+    On inference the paper (section III-D) says three things: the module is off; a test image's map is multiplied by its own
+    SAR; test batches of 1 to 256 are weighted by their softmax, and because a weight does not change the ranking of the
+    classes, all have the same error. The last is true for a module right before a classifier without bias. It is not true
+    before other layers, whose batch norms use running statistics and whose convolutions feed shortcuts. `inference` offers
+    all three. Off is the default: with the softmax an image's prediction depends on the others in its batch, and a SAR,
+    which is about 0 with either sign, is not a scale that occurred in training.
 
     The branches have two variants, because the paper's equations and its printed sizes belong to different modules:
 
     - `equations` (eqs. 5 to 8): channel BN(FC(FC(gap x))); local BN(1x1(3x3(1x1 x))); global softmax(f g^T) h by 1x1
       convolutions that all the C/m groups of m channels share. 4Cm + 12m^2 + 6C parameters.
     - `fitted`: BAM's channel and spatial gates and an attention-augmented convolution of stride 2, which give every printed
-      size that can be reproduced. 9Cm + 18.25m^2 + 3C + 18.5m + 4 parameters (m even). The two spatial branches give one value
-      per sample, which the maximum broadcasts to all channels; the paper does not say whether this is so.
+      size that can be reproduced. 9Cm + 18.25m^2 + 3C + 18.5m + 4 parameters (m even). The two spatial branches give one
+      value per sample, which the maximum broadcasts to all channels; the paper does not say whether this is so.
 
     The literal softmax gives weights of about 1/N, which are too small: a classifier after the last stage does not
     learn with it. By default the weights are therefore multiplied by N and the branches start at zero, so that the module
@@ -53,22 +53,23 @@ class BA2M(Attention):
         site: the place; any [N, C, H, W].
         reduction: R; the branches work at m = C // R channels. The paper's tables use 2 to 32, mostly 32 for CIFAR and 16 or
             4 for ImageNet.
-        min_width: minimum m, for stages narrower than R * min_width. The paper says that C / R is at least 32 (min_width=32); but its
-            printed sizes of CIFAR ResNet-50 and 101 need m = 8 in the first stage (C = 256, R = 32) and those of ImageNet
-            ResNets m = 16. The default here is small enough not to affect any of them.
+        min_width: minimum m, for stages narrower than R * min_width. The paper says that C / R is at least 32
+            (min_width=32); but its printed sizes of CIFAR ResNet-50 and 101 need m = 8 in the first stage (C = 256, R = 32)
+            and those of ImageNet ResNets m = 16. The default here is small enough not to affect any of them.
         variant: `equations` or `fitted`. In `equations`, m is the next divisor of C.
         branches: any of `channel`, `local_spatial`, `global_spatial`.
         scale: `softmax_times_n`, or the literal `softmax`.
         zero_init: start with the last layer of every branch at zero, so that all samples get the same weight.
-        batch: `local`: softmax over this rank's samples; `global`: over those of all ranks, which may have different numbers.
+        batch: `local`: softmax over this rank's samples; `global`: over those of all ranks, which may have different
+            numbers.
         norm_global: whether a batch norm ends the global branch. Eq. 8 prints none, but the text requires normalised scales,
             and without it the maximum may never choose this branch. None: a batch norm in `equations`; in `fitted`,
             whose sizes include none, the branch's scores are only centred over the batch.
         global_stride: pixels per step of the global branch in both directions. None: 1 in `equations`, 2 in `fitted`.
-        inference: what the module does in eval mode: `off` (identity), `softmax` (weights over the images of the batch that it
-            sees on this rank, for any `batch`, times their number unless `scale` is `softmax`; a smaller last batch has its
-            own number), or `sar` (the map times its own score). The branches' norms use their running statistics. A centred
-            global branch, which has none, is centred over the test batch with `softmax`, and not at all with `sar`.
+        inference: what the module does in eval mode: `off` (identity), `softmax` (weights over the images of the batch that
+            it sees on this rank, for any `batch`, times their number unless `scale` is `softmax`; a smaller last batch has
+            its own number), or `sar` (the map times its own score). The branches' norms use their running statistics. A
+            centred global branch, which has none, is centred over the test batch with `softmax`, and not at all with `sar`.
 
     Raises:
         ValueError: a setting is unknown or invalid.
@@ -133,12 +134,19 @@ class BA2M(Attention):
         return Off() if self.inference == "off" else self
 
     def refine(self, x: Tensor) -> Tensor:
+        weights = self.image_weights(x)
+        return x if weights is None else x * weights.to(x.dtype)[:, None, None, None]
+
+    def image_weights(self, x: Tensor) -> Tensor | None:
+        """What each image's map is multiplied by, [N]; None where the module is off."""
         if not self.training and self.inference == "off":
-            return x
-        weights = scores = self.scores(x)
-        if self.training or self.inference == "softmax":
-            weights = self.weights(scores)
-        return x * weights.to(x.dtype)[:, None, None, None]
+            return None
+        scores = self.scores(x)
+        return self.weights(scores) if self.training or self.inference == "softmax" else scores
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading | None:
+        weights = self.image_weights(feats[-1])
+        return None if weights is None else Reading({"image": weights})
 
     def scores(self, x: Tensor) -> Tensor:
         """One scalar per sample, [N, C, H, W] to [N], in fp32: the normalised scores of eq. 9."""
@@ -188,7 +196,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def inner_width(channels: int, reduction: float, min_width: int, divisor: bool) -> int:
-    """m = channels // reduction, but at least `min_width` and at most `channels`; with `divisor`, the next divisor of `channels`.
+    """m = channels // reduction, but from `min_width` to `channels`; with `divisor`, the next divisor of `channels`.
 
     Raises:
         ValueError: `reduction` or `min_width` is below its minimum.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Site, hidden_width
+from attn.attention import Attention, Gate, Reading, Site, hidden_width
 from attn.modules._bridge import build_where_bridged
 from attn.modules._layers import VectorBatchNorm
 
@@ -53,7 +53,8 @@ class BAAblation(Gate):
         last = len(site.widths) - 1
         if any(i >= last for i in self.convs):
             raise ValueError(
-                f"BA: position={position} bridges convolutions before the last, but the block at stage {site.stage} has {last}"
+                f"BA: position={position} bridges convolutions before the last, but the block at stage {site.stage} has "
+                f"{last}"
             )
         hidden = hidden_width(site.width, reduction, "BA")
         widths = [site.width, *(site.widths[i] for i in self.convs)]
@@ -66,16 +67,33 @@ class BAAblation(Gate):
         self.expand = nn.Linear(hidden, site.width, bias=False)
 
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Any]:
-        own = self.squeeze(feats[-1])
-        vectors = [own, *(self.squeeze(feats[i]) for i in self.convs)]
+        vectors = self.vectors(feats, state)
+        weights = self.join(self.bridge(vectors))
+        handed_on = (weights if self.vector == "att" else vectors[0]) if self.from_previous else state
+        return self.scale(feats[-1], weights), handed_on
+
+    def vectors(self, feats: tuple[Tensor, ...], state: Tensor | None) -> list[Tensor]:
+        """The descriptors [N, C_i] to bridge, this block's own first."""
+        vectors = [self.squeeze(feats[-1]), *(self.squeeze(feats[i]) for i in self.convs)]
         if len(vectors) < len(self.bridges):
             previous = self.squeeze(feats[0]) if self.from_input else state
             assert previous is not None, "a site with a previous one gets its vector"
             vectors.append(previous)
-        squeezed = [bridge(z) for bridge, z in zip(self.bridges, vectors, strict=True)]
-        weights = self.expand(self.act(sum(squeezed))).sigmoid()
-        handed_on = (weights if self.vector == "att" else own) if self.from_previous else state
-        return self.scale(feats[-1], weights), handed_on
+        return vectors
+
+    def bridge(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """The descriptors squeezed and normalised, each [N, C / r]."""
+        return [bridge(z) for bridge, z in zip(self.bridges, vectors, strict=True)]
+
+    def join(self, bridged: Sequence[Tensor]) -> Tensor:
+        """The weights [N, C] from the squeezed descriptors."""
+        # The sum is a new tensor, also of one: the activation works in place.
+        return self.expand(self.act(sum(bridged))).sigmoid()
+
+    def reading(self, feats: tuple[Tensor, ...], state: Tensor | None) -> Reading:
+        vectors = self.vectors(feats, state)
+        bridged = self.bridge(vectors)
+        return Reading({"channel": self.join(bridged)}, tuple(vectors), tuple(bridged))
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Site
+from attn.attention import Attention, Gate, Reading, Site
 from attn.modules._bridge import Base, Bridged, FoldedBridge, Reach, bridge_width, build_where_bridged
 from attn.modules._layers import VectorBatchNorm, activation, norm_as_affine
 
@@ -58,9 +58,21 @@ class BAv2(Gate):
 
     def weigh(self, descriptors: Sequence[Tensor], state: Bridged) -> tuple[Tensor, Bridged]:
         descriptors, state = self.reach.collect(descriptors, state)
-        squeezed = [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
-        selected = self.select(torch.stack(squeezed, -1))[..., 0]
-        return self.gate(self.expand(self.act(self.norm(selected)))), state
+        return self.join(self.bridge(descriptors)), state
+
+    def bridge(self, descriptors: Sequence[Tensor]) -> list[Tensor]:
+        """The descriptors [N, C_i] squeezed, each [N, C / r]; unlike those of `BA` they have no norm."""
+        return [bridge(z) for bridge, z in zip(self.bridges, descriptors, strict=True)]
+
+    def join(self, bridged: Sequence[Tensor]) -> Tensor:
+        """The weights [N, C] from the squeezed descriptors."""
+        selected = self.select(torch.stack(list(bridged), -1))[..., 0]
+        return self.gate(self.expand(self.act(self.norm(selected))))
+
+    def reading(self, feats: tuple[Tensor, ...], state: Bridged) -> Reading:
+        own = [self.squeeze(f) for f in feats[self.sources]]
+        bridged = self.bridge(self.reach.collect(own, state)[0])
+        return Reading({"channel": self.join(bridged)}, tuple(own), tuple(bridged))
 
     def folded(self) -> Attention:
         scale, shift = norm_as_affine(self.norm)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 from attn.modules._layers import MapBatchNorm, VectorBatchNorm
 
 
 class BAM(Attention):
     """y = x + x sigmoid(Mc(x) + Ms(x)) with a channel and a spatial branch, broadcast to the same shape (eqs. 1 to 4).
 
-    Mc: global average, two layers with C / r between them. Ms: 1x1 convolution to C / r channels, two dilated 3x3, 1x1 to one
-    map. Eqs. 2 and 3 print one batch norm at the end of each branch; the authors' code, whose sizes the tables have, puts
-    them on the hidden layers, as is done here.
+    Mc: global average, two layers with C / r between them. Ms: 1x1 convolution to C / r channels, two dilated 3x3, 1x1 to
+    one map. Eqs. 2 and 3 print one batch norm at the end of each branch; the authors' code, whose sizes the tables have,
+    puts them on the hidden layers, as is done here.
 
     Args:
         site: the position; meant for the `stage` slot. By default `place` fills every stage except the last.
@@ -48,9 +48,16 @@ class BAM(Attention):
         )
 
     def refine(self, x: Tensor) -> Tensor:
+        return x + x * self.weights(x)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The weights of all values, in the shape of x, [N, C, H, W]."""
         channel, spatial = self.channel(x.mean((2, 3)))[:, :, None, None], self.spatial(x)
         joined = channel * spatial if self.product else channel + spatial
-        return x + x * joined.sigmoid()
+        return joined.sigmoid()
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        return Reading({"joint": self.weights(feats[-1])}, (feats[-1].mean((2, 3)),))
 
     @classmethod
     def default_stages(cls, present: Sequence[int]) -> Sequence[int]:

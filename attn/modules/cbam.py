@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 from attn.modules._layers import MapBatchNorm, scale_channels
 
 Pool = Literal["avg", "max", "avg+max"]
@@ -54,7 +54,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Weights [N, 1, H, W] = sigmoid(BN(conv([max over channels, mean over channels]))) (eq. 3; the BN is from the authors' code).
+    """Weights [N, 1, H, W] = sigmoid(BN(conv([max over channels, mean over channels]))): eq. 3; BN as in the authors' code.
 
     Args:
         kernel_size: of the convolution, odd.
@@ -126,3 +126,14 @@ class CBAM(Attention):
         if self.spatial is not None:
             x = x * self.spatial.excite(self.spatial.squeeze(x))
         return x
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        x, weights = feats[-1], {}
+        descriptors: tuple[Tensor, ...] = ()
+        if self.channel is not None:
+            pooled = self.channel.squeeze(x)
+            weights["channel"], descriptors = self.channel.excite(pooled), tuple(pooled)
+            x = scale_channels(x, weights["channel"])
+        if self.spatial is not None:
+            weights["spatial"] = self.spatial.excite(self.spatial.squeeze(x))
+        return Reading(weights, descriptors)

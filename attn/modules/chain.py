@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site
+from attn.attention import Attention, Reading, Site
 
 
 class Chain(Attention):
@@ -40,6 +40,24 @@ class Chain(Attention):
             refined, states[int(key)] = part(feats, states[int(key)])
             feats = (*feats[:-1], refined)
         return feats[-1], tuple(states)
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading | None:
+        """The readings of all parts as one; where two have weights of the same kind, those of the first part."""
+        states = [None] * self.length if state is None else list(state)
+        found = []
+        for key, part in self.parts.items():
+            assert isinstance(part, Attention)
+            found.append(part.reading(feats, states[int(key)]))
+            feats = (*feats[:-1], part(feats, states[int(key)])[0])
+        known = [reading for reading in found if reading is not None]
+        if not known:
+            return None
+        weights = {kind: value for reading in reversed(known) for kind, value in reading.weights.items()}
+        return Reading(weights, known[0].descriptors, known[0].bridged)
+
+    def connections(self) -> dict[str, tuple[Tensor, Tensor]]:
+        parts = [part for part in self.parts.values() if isinstance(part, Attention)]
+        return {name: scalars for part in reversed(parts) for name, scalars in part.connections().items()}
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:

@@ -1,7 +1,7 @@
 """Connected attention. Ma et al.: DCANet: Learning Connected Attentions for Convolutional Neural Networks, 2020.
 
-This file has the connection, the size matching, and DCA over attentions that squeeze to one descriptor (SE, GE ...). CBAM, SK and
-GC, which squeeze differently, have their own files.
+This file has the connection, the size matching, and DCA over attentions that squeeze to one descriptor (SE, GE ...). CBAM,
+SK and GC, which squeeze differently, have their own files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Gate, Site, hidden_width
+from attn.attention import Attention, Gate, Reading, Site, hidden_width
 
 Schema = Literal["direct", "softmax", "weighted"]
 Matching = Literal["1fc", "2fc"]
@@ -23,9 +23,9 @@ class Printed(nn.Module):
     """f(alpha G, beta T) of this block's descriptor G and the previous block's T, without bias or norm (eqs. 2 to 4).
 
     With g = alpha G and t = beta T, element by element: `direct` g + t (eq. 3); `weighted` (g^2 + t^2) / (g + t) (eq. 4);
-    `softmax` the mean of g and t under weights softmax(g, t). alpha and beta are learnable scalars, 1 and 0 at the start. Then
-    `direct` and `weighted` give exactly G, so a new network equals that of the plain attention. `softmax` does not: its formula
-    gives G sigmoid(G) for t = 0.
+    `softmax` the mean of g and t under weights softmax(g, t). alpha and beta are learnable scalars, 1 and 0 at the start.
+    Then `direct` and `weighted` give exactly G, so a new network equals that of the plain attention. `softmax` does not: its
+    formula gives G sigmoid(G) for t = 0.
 
     The weighted schema has a pole at g = -t, which descriptors after a BatchNorm can reach. It is computed as
     s - 2 g t s / (s^2 + 1e-6), s = g + t: practically the same elsewhere, and finite there.
@@ -38,6 +38,10 @@ class Printed(nn.Module):
         super().__init__()
         self.schema = schema
         self.alpha_beta = nn.Parameter(torch.tensor([1.0, 0.0]))
+
+    def scalars(self) -> tuple[Tensor, Tensor]:
+        """alpha and beta."""
+        return self.alpha_beta[0], self.alpha_beta[1]
 
     def join(self, own: Tensor, previous: Tensor) -> Tensor:
         """f(alpha G, beta T) of two tensors of one shape, in the precision of the parameters."""
@@ -59,11 +63,12 @@ class Printed(nn.Module):
 class Connection(Printed):
     """The join of the released code: relu(LayerNorm(f(alpha G, beta T) + bias)), f as in `Printed`.
 
-    Here alpha and beta are the weights of a 1x1 convolution from two channels to one, initialised as the network's convolutions
-    are. With bias, norm and ReLU the plain attention is not a special case; in the paper it is (alpha = 1, beta = 0).
+    Here alpha and beta are the weights of a 1x1 convolution from two channels to one, initialised as the network's
+    convolutions are. With bias, norm and ReLU the plain attention is not a special case; in the paper it is
+    (alpha = 1, beta = 0).
 
-    The code has only `direct`. For `weighted` and `softmax` the sizes of Table 2a show only that they have the same parameters;
-    we assume that they work channel by channel and that the same norm follows.
+    The code has only `direct`. For `weighted` and `softmax` the sizes of Table 2a show only that they have the same
+    parameters; we assume that they work channel by channel and that the same norm follows.
 
     Args:
         channels: C of the descriptors [N, C].
@@ -93,8 +98,8 @@ def connection_of(form: Form, channels: int, schema: Schema, bias: bool) -> Prin
 def matcher(previous: int, channels: int, matching: Matching, reduction: float) -> nn.Sequential:
     """Fits descriptors [N, C'] to [N, C] (section 3.3): one fully connected layer, or two with C / reduction between them.
 
-    LayerNorm and ReLU follow each layer, as in the released code of `1fc`. For ResNets no code of `2fc` is released: the norm between
-    the two layers follows from the printed 49.93 M of DCA-SE-ResNet-101 (Table 2d; 49.92 M without).
+    LayerNorm and ReLU follow each layer, as in the released code of `1fc`. For ResNets no code of `2fc` is released: the
+    norm between the two layers follows from the printed 49.93 M of DCA-SE-ResNet-101 (Table 2d; 49.92 M without).
 
     Raises:
         ValueError: `reduction` leaves no channel.
@@ -136,7 +141,8 @@ class DCA(Gate):
     """Connects a `Gate` (SE, GE-theta-minus ...) with the same gate of the previous block.
 
     The input of the gate's `excite` is the join of this block's descriptor and the previous block's, scaled by its weights
-    (section 3.2, eq. 2). The chain runs through the whole network; the first block has no previous one and uses its plain gate.
+    (section 3.2, eq. 2). The chain runs through the whole network; the first block has no previous one and uses its plain
+    gate.
 
     The paper says that every size matching has two layers and reduction 16. Its sizes agree only for SE-ResNets and
     GE-ResNet-50; the other rows have other settings in their configs.
@@ -150,8 +156,8 @@ class DCA(Gate):
         matching: layers of the size matching, used if the channels differ from the previous block's.
         reduction: of the two-layer size matching.
         bias: whether the join of the form `released` has a bias.
-        unused: also create what the authors' networks contain but never use: the join of the first block, and a size matching
-            there if the block's own input and output differ. Needed for the printed 28.65 M of DCA-SE-ResNet-50.
+        unused: also create what the authors' networks contain but never use: the join of the first block, and a size
+            matching there if the block's own input and output differ. Needed for the printed 28.65 M of DCA-SE-ResNet-50.
 
     Raises:
         ValueError: `base` is not a plain `Gate`, or `reduction` leaves no channel.
@@ -188,6 +194,13 @@ class DCA(Gate):
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         weights, handed_on = self.weigh([self.base.squeeze(feats[-1])], state)
         return self.base.scale(feats[-1], weights), handed_on
+
+    def reading(self, feats: tuple[Tensor, ...], state: Tensor | None) -> Reading:
+        own = self.base.squeeze(feats[-1])
+        return Reading({"channel": self.weigh([own], state)[0]}, (own,))
+
+    def connections(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {} if self.first or self.connect is None else {"": self.connect.scalars()}
 
     def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
         return self.base.squeeze_moments(mean, variance)

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site
-from attn.modules.dca import Form, Matching, Schema, connection_of, matched_width, matcher, parameters_of
+from attn.attention import Attention, Reading, Site
+from attn.modules.dca import Form, Matching, Printed, Schema, connection_of, matched_width, matcher, parameters_of
 from attn.modules.sk import SK
 
 HandOn = Literal["descriptor", "weights"]
@@ -70,6 +70,12 @@ class DCASK(Attention):
     def forward(self, feats: tuple[Tensor, ...], state: Tensor | None) -> tuple[Tensor, Tensor]:
         maps = self.base.split(feats[-1])
         own = self.base.squeeze(maps)
+        weights = self.weights(own, state)
+        handed = weights if self.hand_on == "weights" else own * weights
+        return self.base.select(maps, weights), handed.to(own.dtype)
+
+    def weights(self, own: Tensor, state: Tensor | None) -> Tensor:
+        """The weights [N, M, C] of the M branches, from their own descriptors and the previous block's, both [N, M, C]."""
         joined = own
         if state is not None:
             assert self.connects is not None, "a site with a previous one has connections"
@@ -78,6 +84,14 @@ class DCASK(Attention):
                 previous = [match(p) for match, p in zip(self.matches, previous, strict=True)]
             pairs = zip(self.connects, own.unbind(1), previous, strict=True)
             joined = torch.stack([connect(g, t) for connect, g, t in pairs], 1)
-        weights = self.base.excite(joined.sum(1))
-        handed = weights if self.hand_on == "weights" else own * weights
-        return self.base.select(maps, weights), handed.to(own.dtype)
+        return self.base.excite(joined.sum(1))
+
+    def reading(self, feats: tuple[Tensor, ...], state: Tensor | None) -> Reading:
+        own = self.base.squeeze(self.base.split(feats[-1]))
+        return Reading({"branch": self.weights(own, state)}, tuple(own.unbind(1)))
+
+    def connections(self) -> dict[str, tuple[Tensor, Tensor]]:
+        if self.first or self.connects is None:
+            return {}
+        joins = [join for join in self.connects if isinstance(join, Printed)]
+        return {f"branch {i}": join.scalars() for i, join in enumerate(joins, start=1)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 
 State = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # h [N, C], c [N, C], the cell's parameters
 
@@ -16,8 +16,8 @@ State = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # h [N, C], c [N, C], the cel
 class DIA(Attention):
     """One light LSTM cell per stage, shared by its blocks, whose hidden state is the channel weights (eqs. 5 to 8).
 
-    i, f, g, o = MLP_x(gap(x)) + MLP_h(h), each MLP C -> C / r -> 4 C with ReLU between; c' = sigmoid(f) c + sigmoid(i) tanh(g);
-    h' = sigmoid(o) sigmoid(c'); the map is multiplied by h'. h and c start at 0 at the first block of a stage.
+    i, f, g, o = MLP_x(gap(x)) + MLP_h(h), each MLP C -> C / r -> 4 C with ReLU between; c' = sigmoid(f) c + sigmoid(i)
+    tanh(g); h' = sigmoid(o) sigmoid(c'); the map is multiplied by h'. h and c start at 0 at the first block of a stage.
 
     The first block of a stage owns the cell. It passes the parameters on with the state, so that they appear only once in a
     state dict, an optimiser or a moving average.
@@ -25,7 +25,8 @@ class DIA(Attention):
     Args:
         site: the position; any [N, C, H, W].
         reduction: r; 20 gives the sizes of BA-Net's table; the authors' CIFAR code uses 4.
-        owner: whether this site starts a cell; `place` sets it. Within a stage, a site with a different width also starts one.
+        owner: whether this site starts a cell; `place` sets it. Within a stage, a site with a different width also starts
+            one.
 
     Raises:
         ValueError: `reduction` leaves no channel.
@@ -37,15 +38,22 @@ class DIA(Attention):
 
     def forward(self, feats: tuple[Tensor, ...], state: State | None) -> tuple[Tensor, State]:
         x = feats[-1]
-        z = x.mean((2, 3))
+        h, c, parameters = self.advance(x.mean((2, 3)), state)
+        return x * h[:, :, None, None].to(x.dtype), (h, c, parameters)
+
+    def advance(self, z: Tensor, state: State | None) -> State:
+        """The next state of the cell, from the descriptor [N, C]."""
         if self.cell is not None:
             h = c = torch.zeros_like(z)
             parameters: tuple[Tensor, ...] = tuple(self.cell.parameters())
         else:
             assert state is not None, "a site without a cell of its own has a previous one"
             h, c, parameters = state
-        h, c = step(z, h, c, parameters)
-        return x * h[:, :, None, None].to(x.dtype), (h, c, parameters)
+        return (*step(z, h, c, parameters), parameters)
+
+    def reading(self, feats: tuple[Tensor, ...], state: State | None) -> Reading:
+        z = feats[-1].mean((2, 3))
+        return Reading({"channel": self.advance(z, state)[0]}, (z,))
 
     @classmethod
     def build(cls, sites: Sequence[Site], **options: Any) -> list[Attention | None]:

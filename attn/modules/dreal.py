@@ -8,8 +8,8 @@ grow by 0.05 M and 0.07 M.
 
 Unknown, and chosen here: the reward (1 where the true class is more probable with the attention than with its weights
 replaced by their mean, else 0), which attentions are tried (one at random per image and step), the critic's input (the map,
-one weight per channel, averaged in 64 groups), its cell (an LSTM of width 64, then one sigmoid unit), the two losses (squared
-error; minus the score) and their weights. These choices give both printed sizes, 28.12 M and 49.36 M.
+one weight per channel, averaged in 64 groups), its cell (an LSTM of width 64, then one sigmoid unit), the two losses
+(squared error; minus the score) and their weights. These choices give both printed sizes, 28.12 M and 49.36 M.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from attn.modules.se import SE
 class DREAL(SE):
     """SE, trained by `objective` with a recurrent critic.
 
-    A forward pass is that of SE: it does not use the critic, which gets a gradient only from `objective`, which the training loop
-    adds to its loss (`attn.models.auxiliary`). Without it, as in a detector, the critic's parameters stay as they are;
+    A forward pass is that of SE: it does not use the critic, which gets a gradient only from `objective`, which the training
+    loop adds to its loss (`attn.models.auxiliary`). Without it, as in a detector, the critic's parameters stay as they are;
     `objective_parameters` names them, so that DDP ignores them.
 
     Args:
@@ -84,10 +84,10 @@ class DREAL(SE):
         """The loss of critic and actors for one batch, to be added to the classification loss.
 
         A pure function of its arguments, the parameters and torch's random numbers. It costs two forward passes without
-        gradients, one to get the maps and one with one attention per image replaced by its mean. They run on a copy of the network
-        that shares its parameters; batch norms normalise by the batch as in training, and running statistics do not change. The
-        critic's loss trains only the critic, the actors' loss only the attentions' own layers: one step on the sum is one step of
-        each, except that the actors use the critic from before its step.
+        gradients, one to get the maps and one with one attention per image replaced by its mean. They run on a copy of the
+        network that shares its parameters; batch norms normalise by the batch as in training, and running statistics do not
+        change. The critic's loss trains only the critic, the actors' loss only the attentions' own layers: one step on the
+        sum is one step of each, except that the actors use the critic from before its step.
 
         Args:
             model: the network, not wrapped in DDP; all sites come from one call of `place`.
@@ -149,7 +149,7 @@ class Critic(nn.Module):
 
 
 class Probe(Attention):
-    """Replaces a site in the copy: records its descriptor, and replaces its weights by their mean in the images that try it."""
+    """Replaces a site in the copy: records its descriptor, and uses the weights' mean for the images that try it."""
 
     def __init__(self, site: DREAL, index: int, tried: Tensor | None, descriptors: list[Tensor]) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Probe(Attention):
 
 @torch.no_grad()
 def observe(model: nn.Module, images: Tensor, tried: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """Descriptors [N, C] of all sites, and the logits; the sites `tried` [N] (one per image; None: none) use mean weights."""
+    """Descriptors [N, C] of all sites, and the logits; the site `tried` [N] of each image (None: none) uses mean weights."""
     # The parameters are in the memo, so they are not copied. The buffers are copied, so that the model's own do not change.
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     descriptors: list[Tensor] = []

@@ -22,8 +22,8 @@ class DCT(nn.Module):
     and v that is not 0, and summed over the map: frequency (0, 0) is S times the average. Maps that are not S x S are first
     averaged to this size. The parts are equal if 16 divides the channels, else as equal as possible.
 
-    The weights are not parameters but a buffer of 16 S^2 values, which depends only on the settings; state dicts do not contain it.
-    The authors' checkpoints contain it, once per channel, as `dct_layer.weight` [C, S, S].
+    The weights are not parameters but a buffer of 16 S^2 values, which depends only on the settings; state dicts do not
+    contain it. The authors' checkpoints contain it, once per channel, as `dct_layer.weight` [C, S, S].
 
     Args:
         channels: C.

@@ -1,8 +1,10 @@
 """Global context. Cao, Xu, Lin, Wei, Hu: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, 2019."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 
 
 class GC(Attention):
@@ -31,8 +33,15 @@ class GC(Attention):
 
     def context(self, x: Tensor) -> Tensor:
         """Attention-pools [N, C, H, W] to [N, C]."""
-        attention = self.key(x).flatten(2).softmax(-1).to(x.dtype)
+        attention = self.positions(x).flatten(2).to(x.dtype)
         return (x.flatten(2) @ attention.transpose(1, 2)).squeeze(2)
+
+    def positions(self, x: Tensor) -> Tensor:
+        """The weights [N, 1, H, W] of the positions in the context; their sum is 1."""
+        return self.key(x).flatten(2).softmax(-1).unflatten(2, x.shape[2:])
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        return Reading({"spatial": self.positions(feats[-1])}, (self.context(feats[-1]),))
 
     def transform(self, context: Tensor) -> Tensor:
         """Maps a context [N, C] to the term [N, C] that every position gets."""

@@ -26,8 +26,8 @@ class GETheta(Gate):
 
     Args:
         site: the position; any [N, C, H, W].
-        input_size: side of the input images in pixels, which with the stride of the site gives the kernel (56, 28, 14 and 7 in
-            a ResNet at 224). Maps of another size are first averaged, adaptively, to the size of the kernel.
+        input_size: side of the input images in pixels, which with the stride of the site gives the kernel (56, 28, 14 and 7
+            in a ResNet at 224). Maps of another size are first averaged, adaptively, to the size of the kernel.
 
     Raises:
         ValueError: `input_size` is not positive.

@@ -1,21 +1,24 @@
 """Spatial group-wise enhance. Li, Hu, Yang: SGE, 2019, arXiv 1905.09646."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site
+from attn.attention import Attention, Reading, Site
 
 
 class SGE(Attention):
     """In each group of channels, every pixel is weighted by its similarity to the group's average (eqs. 1 to 6).
 
-    c = <x, gap(x)> over the group's channels; weights = sigmoid(weight (c - mean c) / (std c + 1e-5) + bias), with one weight
-    and one bias per group, starting at 0 and 1.
+    c = <x, gap(x)> over the group's channels; weights = sigmoid(weight (c - mean c) / (std c + 1e-5) + bias), with one
+    weight and one bias per group, starting at 0 and 1.
 
     Args:
         site: the position; any [N, C, H, W].
         groups: number of groups; must divide C.
-        unbiased: std divided by the number of pixels minus one, as in the authors' code; eq. 4 divides by the number of pixels.
+        unbiased: std divided by the number of pixels minus one, as in the authors' code; eq. 4 divides by the number of
+            pixels.
 
     Raises:
         ValueError: `groups` does not divide C.
@@ -34,9 +37,15 @@ class SGE(Attention):
 
     def refine(self, x: Tensor) -> Tensor:
         groups = x.unflatten(1, (self.groups, -1))  # [N, G, C / G, H, W]
+        return (groups * self.weights(groups)[:, :, None].to(x.dtype)).flatten(1, 2)
+
+    def weights(self, groups: Tensor) -> Tensor:
+        """The weights [N, G, H, W] of the positions in each group, from the map [N, G, C / G, H, W]."""
         likeness = (groups * groups.mean((3, 4), keepdim=True)).sum(2).float()
         centred = likeness - likeness.mean((2, 3), keepdim=True)
-        correction = 1 if self.unbiased and x.shape[2] * x.shape[3] > 1 else 0
+        correction = 1 if self.unbiased and groups.shape[3] * groups.shape[4] > 1 else 0
         normalised = centred / (centred.std((2, 3), correction=correction, keepdim=True) + 1e-5)
-        weights = (normalised * self.weight + self.bias).sigmoid()
-        return (groups * weights[:, :, None].to(x.dtype)).flatten(1, 2)
+        return (normalised * self.weight + self.bias).sigmoid()
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        return Reading({"spatial": self.weights(feats[-1].unflatten(1, (self.groups, -1)))})

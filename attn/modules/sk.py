@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from attn.attention import Attention, Site, hidden_width
+from attn.attention import Attention, Reading, Site, hidden_width
 from attn.modules._layers import VectorBatchNorm, activation
 
 
 class SK(Attention):
-    """Convolutions of several receptive fields, combined per channel by attention over the branches (section 3.1). For the `conv` slot.
+    """Convolutions of several receptive fields, combined per channel by attention (section 3.1). For the `conv` slot.
 
-    U_m = act(BN(conv_m(x))); z = relu(BN(W1 gap(sum_m U_m))); a = softmax over m of W2 z; y = sum_m a_m U_m. The first branch
-    is the replaced convolution with its weights; the others have its kernel size.
+    U_m = act(BN(conv_m(x))); z = relu(BN(W1 gap(sum_m U_m))); a = softmax over m of W2 z; y = sum_m a_m U_m. The first
+    branch is the replaced convolution with its weights; the others have its kernel size.
 
     Args:
         site: the position, with `conv`.
@@ -87,6 +88,10 @@ class SK(Attention):
     def refine(self, x: Tensor) -> Tensor:
         maps = self.split(x)
         return self.select(maps, self.excite(self.squeeze(maps).sum(1)))
+
+    def reading(self, feats: tuple[Tensor, ...], state: Any) -> Reading:
+        pooled = self.squeeze(self.split(feats[-1]))
+        return Reading({"branch": self.excite(pooled.sum(1))}, tuple(pooled.unbind(1)))
 
 
 def branch_conv(conv: nn.Conv2d, dilation: int, groups: int | None) -> nn.Conv2d:

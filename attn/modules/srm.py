@@ -10,8 +10,8 @@ from attn.modules._layers import VectorBatchNorm
 class SRM(Gate):
     """Weights = sigmoid(BN(w_mean mean(x) + w_std std(x))), for each channel separately (eqs. 1 to 5).
 
-    The standard deviation is that of eq. 2, divided by H W and not by H W - 1, so it is defined for a map of one pixel. The two
-    weights of each channel start at 0 as in the authors' code: all channel weights are one half until the first step.
+    The standard deviation is that of eq. 2, divided by H W and not by H W - 1, so it is defined for a map of one pixel. The
+    two weights of each channel start at 0 as in the authors' code: all channel weights are one half until the first step.
 
     Args:
         site: the position; any [N, C, H, W].

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn import __version__
+from attn import __version__, console
 from attn.errors import UserError
 from attn.runs import entries
 from attn.runs.files import replace_by_link, sync_folder
@@ -35,8 +35,8 @@ class BadCheckpoint(UserError):
 def save(content: Mapping[str, Any], run_dir: Path, best: bool) -> None:
     """Writes `last.pt`, keeps the one before it as `previous.pt`, and with `best` makes it `best.pt` too.
 
-    At every moment each of them is either the old or the new checkpoint, whole: the new one is written beside them, flushed to
-    the disk, and renamed. `last.pt` is renamed last: a run that is killed in between writes the others again.
+    At every moment each of them is either the old or the new checkpoint, whole: the new one is written beside them, flushed
+    to the disk, and renamed. `last.pt` is renamed last: a run that is killed in between writes the others again.
 
     Raises:
         OSError: the disk is full or not writable; the old checkpoints are untouched.
@@ -73,18 +73,19 @@ def write(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint and checks it: the checksums of its parts, that it is only plain data, its keys, and what they hold.
+    """Reads a checkpoint and checks it: the checksums of its parts, that it is only plain data, its keys and values.
 
     Raises:
         BadCheckpoint: the file is missing, damaged, holds code, or is something else.
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not check the checksums: a flipped byte would load silently
-        if damaged is not None:
-            raise BadCheckpoint(f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong")
-        content = torch.load(path, map_location=device, weights_only=True)
+        with console.told_if_slow(f"checkpoint {path} to be read"):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not check the checksums: a flipped byte would load silently
+            if damaged is not None:
+                raise BadCheckpoint(f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong")
+            content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise BadCheckpoint(f"checkpoint {path}: no such file") from None
     except IsADirectoryError:
@@ -143,7 +144,8 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
         return path, content, problems
     if problems:
         raise BadCheckpoint(
-            f"{'; '.join(problems)}; no sound checkpoint is left in {run_dir}: remove them to start again, or use another run_dir"
+            f"{'; '.join(problems)}; no sound checkpoint is left in {run_dir}: remove them to start again, or use another "
+            "run_dir"
         )
     return None
 
@@ -162,6 +164,9 @@ def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(node, Mapping):
         for key, child in node.items():
             yield from _tensors(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _tensors(child, f"{name}.{index}")
 
 
 @cache

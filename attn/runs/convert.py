@@ -80,12 +80,12 @@ def convert_file(source: str, arch: str, path: Path, out: Path, start: Sequence[
         arch: name of the network there.
         path: the file: a state dict, bare or as `state_dict` or `model` of a training script; or safetensors.
         out: the checkpoint to write; must not exist.
-        start: overrides as of train.py, for a start of fine-tuning: the checkpoint's model is that of the network with these,
-            and takes the tensors that it shares with it by name and shape.
+        start: overrides as of train.py, for a start of fine-tuning: the checkpoint's model is that of the network with
+            these, and takes the tensors that it shares with it by name and shape.
 
     Raises:
-        UserError: an unknown name, a file that is damaged, of another network or partial, overrides that do not fit, or `out`
-            exists.
+        UserError: an unknown name, a file that is damaged, of another network or partial, overrides that do not fit, or
+            `out` exists.
     """
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another file")
@@ -175,19 +175,28 @@ def translate(
         BadCheckpoint: the names or sizes are not those of the network; begins with `what`, and names those that differ.
     """
     with torch.device("meta"):
-        own = load.build(config).state_dict()
+        model = load.build(config)
+    own = model.state_dict()
     expected = architecture.tensors({key: tuple(tensor.shape) for key, tensor in own.items()})
     given = dict(given)
     counters = [name for name, _ in expected.values() if name.endswith(COUNTER)]
     if not any(name in given for name in counters):
         given |= {name: torch.tensor(0) for name in counters}
     dropped = [] if architecture.dropped is None else [k for k in given if re.fullmatch(architecture.dropped, k)]
+    constants = {} if architecture.constants is None else architecture.constants(model)
+    constants = {name: value for name, value in constants.items() if name in given}
+    dropped += constants
     wrong = differences(
-        {name: tuple(tensor.shape) for name, tensor in given.items()}, dict(expected.values()), set(dropped).__contains__
+        {name: tuple(tensor.shape) for name, tensor in given.items()},
+        dict(expected.values()) | {name: tuple(value.shape) for name, value in constants.items()},
+        set(dropped).__contains__,
     )
     found = "; ".join(wrong)
     if found:
         raise BadCheckpoint(f"{what}: {found}")
+    for name, value in constants.items():
+        if not torch.allclose(given[name].to(value.dtype), value, rtol=1e-3, atol=1e-4):  # half precision passes
+            raise BadCheckpoint(f"{what}: {name} has other values than this network, which would give another accuracy here")
     state = {}
     for key, (name, _) in expected.items():
         state[key] = given[name].detach().reshape(own[key].shape).to(own[key].dtype).clone()
@@ -240,7 +249,8 @@ def config_of(architecture: Architecture, arch: str, overrides: Sequence[str] = 
             composed = hydra.compose("train", overrides=given)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(command_line.explain(error, "train", list(overrides))) from None
-    sections = {"data": architecture.data if "data" not in chosen else {}}
+    sections: dict[str, Mapping[str, Any]] = {"data": architecture.data if "data" not in chosen else {}}
+    sections["backbone"] = architecture.network if "backbone" not in chosen else {}
     sections["attention"] = architecture.settings if "attention" not in chosen else {}
     for section, settings in sections.items():
         for key, value in settings.items():

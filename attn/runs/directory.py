@@ -3,6 +3,7 @@
 config.yaml     the composed config of the last start
 metrics.jsonl   one line per epoch: the record of the run
 steps.jsonl     one line per step
+starts.jsonl    one line per process that trained here: command, versions, hardware
 last.pt previous.pt best.pt
 DONE            the run is finished
 lock            host and process that write here
@@ -34,17 +35,20 @@ DONE, LOCK, CONFIG = "DONE", "lock", "config.yaml"
 def claim(run_dir: Path) -> Iterator[None]:
     """Creates the directory and locks it for this process until the context ends.
 
-    Folders that were created are removed again if the work fails before it has written anything.
+    If the work fails before it has written anything, the lock is removed again, and so are the folders that were created for it.
 
     Raises:
         UserError: it cannot be written, or another process holds the lock; the message names host and process.
     """
     created = [folder for folder in (run_dir, *run_dir.parents) if not os.path.exists(folder)]
+    if not created and os.path.exists(run_dir / LOCK):
+        created = [run_dir]  # by an earlier one
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"run_dir={run_dir} cannot be written: {error.strerror}; choose another run_dir=") from None
+        why = "a file is there" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"run_dir={run_dir} cannot be written: {why}; choose another run_dir=") from None
     try:
         try:
             # Not flock: loader processes would inherit it, and hold it after their killed parent.
@@ -68,7 +72,7 @@ def claim(run_dir: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if created and os.listdir(run_dir) == [LOCK]:
+            if os.listdir(run_dir) == [LOCK]:
                 (run_dir / LOCK).unlink()
                 with suppress(OSError):  # another run is there by now
                     for folder in created:
@@ -81,8 +85,8 @@ def claim(run_dir: Path) -> Iterator[None]:
 def differences(old: Config, new: Config) -> list[str]:
     """Keys whose values differ and change the result, as `key: old -> new`.
 
-    `schedule.epochs` is one of them only if the learning rate of the earlier epochs depends on it. An option of the backbone or
-    the attention that one config lacks counts as its default.
+    `schedule.epochs` is one of them only if the learning rate of the earlier epochs depends on it. An option of the backbone
+    or the attention that one config lacks counts as its default.
     """
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     was, now = (flatten(to_dict(cfg) | without_defaults(cfg.backbone, cfg.attention)) for cfg in (old, new))

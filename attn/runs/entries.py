@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attn.config.schema import METRICS
@@ -73,24 +74,25 @@ def _optimizer(value: Any) -> bool:
     groups = value.get("param_groups")
     return (
         isinstance(groups, list)
-        and all(isinstance(g, Mapping) and all(map(_setting, g.values())) for g in groups)
+        and all(isinstance(g, Mapping) and _plain(g) for g in groups)
         and all(isinstance(g.get("params"), list) and all(map(_count, g["params"])) for g in groups)
-        and all(isinstance(own, Mapping) and all(map(_kept, own.values())) for own in value["state"].values())
+        and all(isinstance(own, Mapping) and _plain(own) for own in value["state"].values())
     )
 
 
-def _setting(value: Any) -> bool:
+def _plain(value: Any) -> bool:
+    """Tensors and plain data in containers of any depth: optimizers keep lists of factors, names, types and counters."""
+    if isinstance(value, Mapping):
+        return all(map(_plain, value.values()))
     if isinstance(value, (list, tuple)):
-        return all(map(_number, value))
-    return value is None or isinstance(value, (bool, int, float))
-
-
-def _kept(value: Any) -> bool:
-    return value is None or _number(value) or isinstance(value, Tensor)
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, Tensor, torch.dtype))
 
 
 def _scaler(value: Any) -> bool:
-    return isinstance(value, Mapping) and (not value or all(_number(value.get(k)) and value[k] >= 0 for k in SCALER))
+    return isinstance(value, Mapping) and (
+        not value or all(_number(value.get(k)) and 0 <= value[k] < math.inf for k in SCALER)
+    )
 
 
 def _tensors(value: Any) -> bool:

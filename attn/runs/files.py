@@ -11,7 +11,7 @@ from typing import IO, Any
 
 
 def replace_by_link(source: Path, target: Path) -> None:
-    """Makes `target` another name of `source`, atomically; a copy, flushed to the disk, where the file system has no links."""
+    """Makes `target` another name of `source`, atomically; a flushed copy where the file system has no links."""
     temporary = target.with_name(f"{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -42,7 +42,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append_whole(path: Path, text: str, sync: bool) -> None:
-    """Adds a text to a file, all of it or nothing.
+    """Adds a string to a file, all of it or nothing.
 
     Args:
         sync: have it on the disk before returning.

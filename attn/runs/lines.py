@@ -1,4 +1,4 @@
-"""Files with one JSON object per line, which a crash or an editor may have damaged: nothing in them is lost by reading them."""
+"""Files with one JSON object per line, which a crash or an editor may have damaged: reading them loses nothing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ LARGEST = 2**53
 def parse_rows(path: Path, key: str) -> tuple[list[dict[str, Any]], list[int]]:
     """All rows that can be read, and the numbers of the lines that cannot, from 1; nothing where there is no file.
 
-    A row is an object of numbers and nulls, whose `key` is an integer, 1 or more. A number that is not finite is read as null.
+    A row is an object of numbers and nulls, whose `key` is an integer, 1 or more. A number that is not finite is read as
+    null.
     """
+    return parse_text(path.read_bytes().decode(errors="replace") if path.exists() else "", key)
+
+
+def parse_text(content: str, key: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """`parse_rows` of what a file holds."""
     rows, damaged = [], []
-    content = path.read_bytes().decode(errors="replace") if path.exists() else ""
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue

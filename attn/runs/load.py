@@ -16,7 +16,7 @@ from attn.errors import UserError, reason
 from attn.kernels import Kernels, form_here
 from attn.models import spec
 from attn.models.create import check_input, create_model
-from attn.runs.checkpoint import BadCheckpoint, non_finite, read
+from attn.runs.checkpoint import BadCheckpoint, non_finite
 
 OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}  # options of timm
 
@@ -52,9 +52,9 @@ def trusted(cfg: Config, trust: str | Collection[str], path: str | Path) -> Conf
         module = str(target).rpartition(".")[0]
         if not any(module == name or module.startswith(f"{name}.") for name in modules):
             raise BadCheckpoint(
-                f"{path}: attention.{where}={target} is not of the package attn, and importing it may execute anything; if you "
-                f"trust it, say so: trust=[{module or target}] on the command line of eval.py, --trust {module or target} for "
-                f"scripts, attn.load(path, trust=[{(module or target)!r}]) in Python"
+                f"{path}: attention.{where}={target} is not of the package attn, and importing it may execute anything; if "
+                f"you trust it, say so: trust=[{module or target}] on the command line of eval.py, --trust "
+                f"{module or target} for scripts, attn.load(path, trust=[{(module or target)!r}]) in Python"
             )
     return replace(cfg, backbone={key: value for key, value in cfg.backbone.items() if key not in OTHER_FILES})
 
@@ -84,7 +84,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
 
 
 def same_kind(own: Tensor, given: Tensor) -> bool:
-    """Whether one tensor can take the values of another: both floating point and in range, or both of the same integer type."""
+    """Whether one tensor can take another's values: both floating point and in range, or both of the same integer type."""
     if own.is_floating_point():
         return given.is_floating_point() and (given.dtype == own.dtype or bool(torch.isfinite(given.to(own.dtype)).all()))
     return given.dtype == own.dtype
@@ -113,27 +113,30 @@ def load(
     """The model of a checkpoint, in eval mode.
 
     Args:
-        path: `last.pt` or `best.pt` of a run.
+        path: `last.pt` or `best.pt` of a run, a folder of `attn.save_pretrained`, or `hf-hub:organisation/name[@revision]`.
         ema: the averaged weights; by default where the checkpoint holds them.
         device: where to put it.
         trust: modules of your own whose attentions the checkpoint may name, such as `["mine"]`: importing one executes it.
 
     Raises:
-        BadCheckpoint: the file is damaged, not one of `train.py`, or names a module that is neither of this package nor trusted.
+        BadCheckpoint: the file is damaged, not one of `train.py`, or names a module that is neither of this package nor
+            trusted.
         ValueError: there is no such device here.
     """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
-    content = read(path, device)
+    from attn.runs import pretrained  # which saves what is loaded here
+
+    content = pretrained.read(path, device)
     model = build(with_kernels_here(trusted(load_config(content, path), trust, f"checkpoint {path}")))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()
 
 
 def with_kernels_here(cfg: Config) -> Config:
-    """The config of a run on this machine: a run that was trained fused stays fused if the kernels are built here; else plain modules are used."""
+    """The config on this machine: a run trained fused stays fused if the kernels are built here, else uses plain modules."""
     return cfg if cfg.kernels == "reference" else replace(cfg, kernels=form_here("auto"))
 
 
@@ -158,6 +161,8 @@ RESERVED = {
     "in_chans",
     "checkpoint_path",
     "kernels",
+    "device",
+    "dtype",
 }
 
 

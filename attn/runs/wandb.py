@@ -26,12 +26,13 @@ SYNC = "wandb sync {}/wandb/*run-*"
 class Wandb:
     """Mirrors metrics.jsonl to Weights & Biases in a thread of its own: a stalled or broken service never delays training.
 
-    The mode is decided once, before anything is sent: `logger.wandb_mode`, else WANDB_MODE, else online. Online without a key,
-    or without a connection to the server, becomes offline. The first failure is reported in one line, then the mirror is off.
+    The mode is decided once, before anything is sent: `logger.wandb_mode`, else WANDB_MODE, else online. Online without a
+    key, or without a connection to the server, becomes offline. The first failure is reported in one line, then the mirror
+    is off.
 
     `wandb.json` in the run's directory keeps the id, so that a continued run is the same run there. Rows that a
-    killed process gave to wandb may never have been sent. Online the service is asked for its last step and gets the rows after
-    it; offline each process writes its own folder with all rows, so that the newest folder is complete.
+    killed process gave to wandb may never have been sent. Online the service is asked for its last step and gets the rows
+    after it; offline each process writes its own folder with all rows, so that the newest folder is complete.
     """
 
     STATE = "wandb.json"
@@ -111,7 +112,7 @@ class Wandb:
 
 
 def wandb_mode(asked: str | None, run_dir: Path) -> str:
-    """The mode that will work: `asked`, or offline where the server cannot be used; then it warns, and says how to send the files later."""
+    """The mode that will work: `asked`, or offline, with a warning that says why, where the server cannot be used."""
     if asked not in (None, "online"):
         return str(asked)
     server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")

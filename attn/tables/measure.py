@@ -34,7 +34,8 @@ class Measured:
 
     Attributes:
         params: trainable parameters; None if it could not be counted.
-        ptflops, macs: operations per image in these conventions of `attn.models.flops`; by `macs_first` those of the changed network.
+        ptflops, macs: operations per image in these conventions of `attn.models.flops`; by `macs_first` those of the changed
+            network.
         statistics: running means and variances of its norms.
         problem: why it could not be counted.
     """

@@ -120,19 +120,19 @@ def as_json(results: list[Result]) -> str:
 def _legend() -> str:
     lines = [f"- FLOPs, {name}: {text}." for name, text in flops.CONVENTIONS.items()]
     lines.append(
-        "- Detectors: trainable parameters, and operations by MMDetection 2's analysis for one image of the size that the config"
-        " tests with, 1000 proposals and 100 masks; BA-Net's remarks say how its detectors were counted."
+        "- Detectors: trainable parameters, and operations by MMDetection 2's analysis for one image of the size that the "
+        "config tests with, 1000 proposals and 100 masks; BA-Net's remarks say how its detectors were counted."
     )
     lines.append(
-        "- Where several forms of a row exist, the network's name ends with the form. The row's own has what is printed; the others"
-        " follow it with commands of their own: `equations` of BA2M is its equations with the literal softmax, `equations` of"
-        " DCANet its printed join and recipe, `every-second` of AW-convolution its text about MobileNet. The forms of one name in one"
-        " table are comparable."
+        "- Where several forms of a row exist, the network's name ends with the form. The row's own has what is printed; "
+        "the others follow it with commands of their own: `equations` of BA2M is its equations with the literal softmax, "
+        "`equations` of DCANet its printed join and recipe, `every-second` of AW-convolution its text about MobileNet. The "
+        "forms of one name in one table are comparable."
     )
     lines.append("- FLOPs are in 1e9 per image; params in 1e6, with Mi in 2^20. Nothing is run to count them.")
     lines.append(
-        "- The verdict `equal` means: to the printed digit, in params and, where the table prints them, in FLOPs. `explained`: the"
-        " printed number does not follow from the paper's definition, and the row says why."
+        "- The verdict `equal` means: to the printed digit, in params and, where the table prints them, in FLOPs. "
+        "`explained`: the printed number does not follow from the paper's definition, and the row says why."
     )
     return "\n".join(lines)
 

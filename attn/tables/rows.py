@@ -12,8 +12,8 @@ from attn.config import groups
 from attn.runs.checkpoint import BEST
 from attn.tables.build import Build, choice
 
-# How the data files name what is printed, by metric; the first of several that a row has counts. A name that ends with _err is an
-# error rate: the metric is 100 minus it.
+# How the data files name what is printed, by metric; the first of several that a row has counts. A name that ends with _err
+# is an error rate: the metric is 100 minus it.
 METRICS = {
     "top-1": ("top1", "top1_self", "top1_org", "top1_err"),
     "top-5": ("top5", "top5_self", "top5_org", "top5_err"),
@@ -226,7 +226,7 @@ def _same_network(a: Build, b: Build) -> bool:
 
 
 def training_command(checkpoint: str) -> str | None:
-    """The command that leaves a checkpoint where a row, or the default `run_dir` of train.py, has it; None for other paths."""
+    """The command that writes a checkpoint of a row or of the default `run_dir` of train.py; None for other paths."""
     for row in with_alternatives((*load_rows(), *load_computed())):
         build = row.build
         if build is not None and build.detector is None and build.checkpoint() == checkpoint:

@@ -31,9 +31,9 @@ class Run:
 
     Attributes:
         path: its directory.
-        scores: what it reached, in percent, by the names of `Row.metrics`. Of a classifier top-1 and top-5 of the epoch with the
-            best top-1 in validation, of the averaged weights where there are any; in a row about testing what eval.py saved of
-            the best weights. Of a detector those of the last evaluation, of its masks in a row about segmentation.
+        scores: what it reached, in percent, by the names of `Row.metrics`. Of a classifier top-1 and top-5 of the epoch with
+            the best top-1 in validation, of the averaged weights where there are any; in a row about testing what eval.py
+            saved of the best weights. Of a detector those of the last evaluation, of its masks in a row about segmentation.
         epoch: the epoch of these scores.
         finished: whether it ran to its end.
         differs: what differs from the row's recipe, as `key: row's -> run's`.
@@ -53,7 +53,7 @@ def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
     for path in sorted(top.rglob(metrics.METRICS)):
         try:
             content = yaml.safe_load((path.parent / directory.CONFIG).read_text())
-            found.setdefault(_network_key(content), []).append((path.parent, content))
+            found.setdefault(network_key(content), []).append((path.parent, content))
         except FileNotFoundError:
             continue  # a folder of something else
         except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -61,7 +61,8 @@ def find_runs(top: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
     return found
 
 
-def _network_key(content: Mapping[str, Any]) -> str:
+def network_key(content: Mapping[str, Any]) -> str:
+    """What a config trains on what: equal for runs of one network and data set."""
     network = without_defaults(content["backbone"], parse.without_partial(content["attention"] or {}))
     return json.dumps([network, content["data"]["name"]], sort_keys=True)
 
@@ -73,7 +74,7 @@ def matching_runs(row: Row, found: Mapping[str, list[tuple[Path, dict[str, Any]]
         return []
     wanted = {"backbone": build.mapping("backbone"), "attention": build.mapping("attention"), "data": {"name": build.data}}
     runs = []
-    for path, content in found.get(_network_key(wanted), []):
+    for path, content in found.get(network_key(wanted), []):
         reached = _best(metrics.read_metrics(path)) if not build.test else _tested(path, dict(build.test))
         if reached is not None:
             scores, epoch = reached

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from attn import console
-from attn.config.parse import all_metrics
-from attn.evaluation.evaluate import evaluate_unless
+from attn.evaluation.evaluate import Settings, evaluate_unless
 from attn.runs import views
 from attn.training import optim
+from attn.training.progress import time_left
 from attn.training.run import Run
 from attn.training.state import Best, Meter
 from attn.training.stopping import preempted, save
@@ -21,6 +22,7 @@ def end_epoch(run: Run, images_per_second: float) -> None:
         Preempted: on all ranks, because one was asked to stop during the evaluation.
     """
     cfg, state = run.cfg, run.state
+    began = time.monotonic()
     epoch = state.evaluated + 1
     state.broadcast_buffers()
     row: dict[str, Any] = {
@@ -30,9 +32,9 @@ def end_epoch(run: Run, images_per_second: float) -> None:
         **state.meter.row(),
     }
     last: dict[str, float] = {}
-    settings = (run.images_per_pass, cfg.data.workers, cfg.schedule.amp, cfg.channels_last, all_metrics(cfg))
+    settings = Settings.of(cfg, run.images_per_pass)
     for prefix, model in state.evaluated_models().items():
-        scores = evaluate_unless(run.request.requested, model, run.val, run.ranks, *settings)
+        scores = evaluate_unless(run.request.requested, model, run.val, run.ranks, settings)
         if scores is None:
             raise preempted(run)
         row |= scores.row(prefix)
@@ -44,7 +46,11 @@ def end_epoch(run: Run, images_per_second: float) -> None:
     early = state.best.outlasted(epoch, cfg.early_stop)
     state.evaluated, state.meter = epoch, Meter()
     if run.ranks.first:
-        console.say(views.table_row(row))
+        remaining = (run.total_steps - state.step) / run.data.steps_per_epoch
+        images = run.data.steps_per_epoch * run.data.batch_size
+        trained = images / images_per_second if images_per_second else 0.0  # no step since the run was continued
+        left = f"  {time_left(remaining * (trained + time.monotonic() - began))} left" if remaining and not early else ""
+        console.say(views.table_row(row) + left)
         state.rows.append(row)
         state.history.append(row)
         if not save(run, best=improved, final=early or state.step >= run.total_steps):
@@ -52,4 +58,4 @@ def end_epoch(run: Run, images_per_second: float) -> None:
         if early and state.step < run.total_steps:
             console.say(f"stopped early: no better {cfg.monitor} in the {cfg.early_stop} epochs after epoch {best.epoch}")
         if run.mirror is not None:
-            run.mirror.update()
+            run.mirror.after_epoch()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,18 +16,19 @@ from tqdm import tqdm
 
 from attn import console, rng
 from attn.config.schema import Config
+from attn.data.ahead import Ahead, Readback
 from attn.data.loader import Batch, to_device
 from attn.distributed import fail_together, launch
 from attn.errors import Preempted
 from attn.evaluation.evaluate import autocast, correct
 from attn.models.auxiliary import extra_loss
 from attn.runs import directory
-from attn.runs.wandb import Wandb
+from attn.runs.mirrors import Mirrors
 from attn.training import optim
 from attn.training.epoch import end_epoch
 from attn.training.progress import Clock, due, progress
 from attn.training.run import Run
-from attn.training.setup import Found, find_checkpoint, prepare, read_found, with_kernels
+from attn.training.setup import Found, find_checkpoint, prepare, read_found, with_data, with_kernels
 from attn.training.stop_request import StopRequest
 from attn.training.stopping import finish, non_finite_step, preempted, rescued, save
 
@@ -43,7 +43,7 @@ def train(cfg: Config) -> None:
     """
     run_dir = Path(cfg.run_dir)
     with launch(cfg.device, cfg.dist_timeout) as ranks, contextlib.ExitStack() as stack:
-        cfg = with_kernels(cfg, ranks)
+        cfg = with_data(with_kernels(cfg, ranks), ranks)
         found: Found | None = None
         with fail_together(ranks):
             if ranks.first:
@@ -56,7 +56,7 @@ def train(cfg: Config) -> None:
         if run is None:
             return
         request.hold_interrupt()
-        run.mirror = Wandb(cfg, run_dir) if cfg.logger.wandb and ranks.first else None
+        run.mirror = Mirrors(cfg, run_dir) if ranks.first else None
         try:
             fit(run)
             ranks.barrier()
@@ -81,7 +81,7 @@ def fit(run: Run) -> None:
     state, ranks, per_epoch = run.state, run.ranks, run.data.steps_per_epoch
     clock = Clock(state.step)
     bar, began, saved_at = None, clock, time.monotonic()
-    with contextlib.closing(run.data.batches(state.step, run.total_steps, ranks)) as batches:
+    with contextlib.closing(Ahead(run.data.batches(state.step, run.total_steps, ranks), ranks.device)) as batches:
         while True:
             if state.step == (state.evaluated + 1) * per_epoch:
                 bar = bar.close() if bar is not None else None
@@ -105,67 +105,73 @@ def fit(run: Run) -> None:
                     console.say(f"step {state.step}/{run.total_steps}  {shown}")
                 if state.step % run.cfg.log_every == 0:
                     run.log.flush()
+                    if run.mirror is not None:
+                        run.mirror.after_steps()
             if stop:
                 raise preempted(run)
-            # Saved before the evaluation, which may fail or be killed, too: no training is lost then.
+            # Also saved before the evaluation: if that fails or is killed, no training is lost.
             if ranks.first and (state.step % per_epoch == 0 or due(run.cfg, state.step, saved_at)):
                 save(run)
                 saved_at = time.monotonic()
 
 
-def train_step(run: Run, batches: Iterator[Batch]) -> bool:
-    """One optimizer step: `accumulate` forward and backward passes, one update. Returns whether any rank was asked to stop."""
+def train_step(run: Run, batches: Ahead) -> bool:
+    """One optimizer step: `accumulate` forward and backward passes, one update. Returns whether a rank was asked to stop.
+
+    Whether the update is made is decided on the device. The host waits for it once, when the update is queued and the next
+    batch is on its way.
+    """
     cfg, ranks, state, schedule = run.cfg, run.ranks, run.state, run.cfg.schedule
+    began = time.monotonic()
     optim.set_learning_rate(state.optimizer, optim.learning_rate(schedule, state.step, run.data.steps_per_epoch))
     state.optimizer.zero_grad(set_to_none=True)
     state.begin_step()
-    sums = torch.zeros(5, dtype=torch.float64, device=ranks.device)  # images, loss, top-1 and top-5 hits, replaced images
-    seen: list[int] = []
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)  # loss, top-1 and top-5 hits
+    parts: list[Batch] = []
     for part in range(schedule.accumulate):
-        batch = to_device(next(batches), ranks.device, cfg.channels_last)
-        seen += batch.indices.tolist()
+        batch = to_device(next(batches), ranks.device, cfg.channels_last, run.data.dataset.pixels)
+        parts.append(batch._replace(images=batch.images[:0]))
         rng.seed_everything(cfg.seed, "step", state.step, part, ranks.rank)
         with contextlib.ExitStack() as stack:
             if part < schedule.accumulate - 1 and isinstance(run.net, DistributedDataParallel):
                 stack.enter_context(run.net.no_sync())
             with autocast(schedule.amp, ranks.device):
                 loss, logits = forward(run, batch, schedule.label_smoothing)
-            state.scaler.scale(loss / schedule.accumulate).backward()
-        n = len(batch.labels)
-        first, five = correct(logits.detach(), batch.labels)
-        replaced = batch.replaced.sum().to(ranks.device)
-        sums += torch.stack([v.detach().double() for v in (loss.new_tensor(n), loss * n, first, five, replaced)])
-    own_loss = sums[1].clone()
-    images, loss_sum, top1, top5, substituted, stops = ranks.sum(
-        torch.cat([sums, sums.new_tensor([run.request.requested()])])
-    )
+            with ranks.waiting("the gradients of the other ranks"):
+                state.scaler.scale(loss / schedule.accumulate).backward()
+        batches.fetch()
+        loss = loss.detach()
+        sums += torch.stack([v.double() for v in (loss * len(batch.labels), *correct(logits.detach(), batch.labels))])
+    counts = (sum(len(b.labels) for b in parts), sum(int(b.replaced.sum()) for b in parts), run.request.requested())
+    # Filled in by the device: a copy from the host would wait for it.
+    totals = ranks.sum(torch.cat([sums, *(sums.new_full((1,), float(count)) for count in counts)]))
 
     state.scaler.unscale_(state.optimizer)
-    parameters = list(state.model.parameters())
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if bool(torch.isfinite(loss_sum) & torch.isfinite(norm)):
-        if schedule.clip_grad is not None:
-            clip_grads_with_norm_(parameters, schedule.clip_grad, norm)
-        state.phase = "update"
-        state.scaler.step(state.optimizer)
+    norm = get_total_norm([p.grad for p in state.parameters if p.grad is not None])
+    finite = torch.isfinite(totals[0]) & torch.isfinite(norm)
+    results = Readback(torch.cat([totals, torch.stack([sums[0], norm.double(), finite.double()])]))
+    if schedule.clip_grad is not None:
+        clip_grads_with_norm_(state.parameters, schedule.clip_grad, norm)
+    state.phase = "update"
+    optim.update_if(finite, state.optimizer)
+    loss_sum, top1, top5, images, substituted, stops, own_loss, total_norm, kept = results.wait()
+    if kept:
         if state.ema is not None:
             state.ema.update(state.model)
         state.skipped_in_row = 0
-        state.meter.add(*(float(value) for value in (images, loss_sum, top1, top5, substituted)))
+        state.meter.add(images, loss_sum, top1, top5, substituted)
     else:
+        state.phase = "gradients"  # there was no update
         if (schedule.amp != "fp16" and cfg.nonfinite == "stop") or state.skipped_in_row >= cfg.max_skipped:
-            raise non_finite_step(run, float(own_loss), float(norm), seen)
+            raise non_finite_step(run, own_loss, total_norm, [i for b in parts for i in b.indices.tolist()])
         state.undo_step()  # the pass may have left its NaN in a running mean
         state.phase = "update"
         state.skipped_in_row += 1
         state.meter.skipped += 1
     if ranks.first:
-        mean = float(loss_sum / images)
-        epoch = state.step // run.data.steps_per_epoch + 1
-        rate = state.optimizer.param_groups[0]["lr"]
-        run.log.add(
-            step=state.step + 1, epoch=epoch, loss=mean, lr=rate, grad_norm=float(norm), skipped=state.skipped_in_row > 0
-        )
+        epoch, rate = state.step // run.data.steps_per_epoch + 1, state.optimizer.param_groups[0]["lr"]
+        values = {"loss": loss_sum / images, "lr": rate, "grad_norm": total_norm, "skipped": state.skipped_in_row > 0}
+        run.log.add(state.step + 1, images, time.monotonic() - began, epoch=epoch, **values)
     state.scaler.update()
     state.step += 1
     state.phase = "between"

@@ -24,10 +24,15 @@ class Clock:
 
 
 def progress(run: Run, seconds_per_step: float) -> str:
-    """What is shown beside the number of steps: mean loss of the epoch so far, learning rate, time left for the whole run."""
+    """What is shown beside the number of steps: mean loss of the epoch so far, learning rate, time left for the run."""
     meter, rate = run.state.meter, run.state.optimizer.param_groups[0]["lr"]
-    left = tqdm.format_interval(round((run.total_steps - run.state.step) * seconds_per_step))
+    left = time_left((run.total_steps - run.state.step) * seconds_per_step)
     return f"loss {meter.loss / max(meter.images, 1):.4f}  lr {rate:.2e}  {left} left"
+
+
+def time_left(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours where there are any."""
+    return str(tqdm.format_interval(round(seconds)))
 
 
 def due(cfg: Config, step: int, saved_at: float) -> bool:

@@ -11,8 +11,8 @@ from torch import nn
 from attn.config.schema import Config
 from attn.data.loader import Seeded, TrainData
 from attn.distributed import Ranks
+from attn.runs.mirrors import Mirrors
 from attn.runs.steps import StepLog
-from attn.runs.wandb import Wandb
 from attn.training.state import State
 from attn.training.stop_request import StopRequest
 
@@ -32,7 +32,7 @@ class Run:
         mixup: timm's mixup and cutmix, if they are on.
         total_steps: optimizer steps of the whole training.
         log: the lines of steps.jsonl.
-        mirror: Weights & Biases, on the first rank if it is on.
+        mirror: Weights & Biases and TensorBoard, on the first rank, those that are on.
     """
 
     cfg: Config
@@ -46,7 +46,7 @@ class Run:
     mixup: Mixup | None
     total_steps: int
     log: StepLog
-    mirror: Wandb | None = None
+    mirror: Mirrors | None = None
 
     @property
     def images_per_pass(self) -> int:

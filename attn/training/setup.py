@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,18 +22,19 @@ from attn import console, rng
 from attn.config.schema import Config
 from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
+from attn.data.settle import settled
 from attn.distributed import Ranks, fail_together
 from attn.errors import UserError
 from attn.kernels import BUILD, form_here
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
-from attn.runs import checkpoint, directory, load, metrics, steps
+from attn.runs import checkpoint, directory, load, metrics, pretrained, starts, steps
 from attn.runs.checkpoint import BEST, LAST, PREVIOUS
 from attn.runs.steps import StepLog
-from attn.training import optim
+from attn.training import optim, optimizers
 from attn.training.run import Run
-from attn.training.state import Best, State
+from attn.training.state import Best, State, another_optimizer
 from attn.training.stop_request import StopRequest
 from attn.training.stopping import finish
 
@@ -61,6 +63,21 @@ def with_kernels(cfg: Config, ranks: Ranks) -> Config:
     if cfg.kernels == "auto" and used == "reference" and ranks.first:
         console.say(f"kernels=auto: reference is used, a fused form is not built for {ranks.device.type} here ({BUILD})")
     return replace(cfg, kernels=used)
+
+
+def with_data(cfg: Config, ranks: Ranks) -> Config:
+    """The config with the decoder and the packing that are used; `auto` is region if it is built for every rank.
+
+    Raises:
+        UserError: they are not here on some rank.
+    """
+    with fail_together(ranks):
+        data = settled(cfg.data)
+    if any(other != data.decoder for other in ranks.gather(data.decoder)):
+        data = replace(data, decoder="pil")
+    if cfg.data.decoder == "auto" and ranks.first:
+        console.say(f"data.decoder=auto: {data.decoder} is used")
+    return replace(cfg, data=data)
 
 
 def find_checkpoint(cfg: Config, run_dir: Path) -> Found | None:
@@ -101,7 +118,8 @@ def find_checkpoint(cfg: Config, run_dir: Path) -> Found | None:
     changed = directory.differences(load.load_config(found.content, found.path), cfg)
     if changed and not cfg.force:
         raise UserError(
-            f"{path} was made with another config ({'; '.join(changed)}): use the old values, another run_dir=, or force=true"
+            f"{path} was made with another config ({'; '.join(changed)}): use the old values, another run_dir=, or "
+            "force=true"
         )
     return found
 
@@ -115,12 +133,15 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
     if found is not None:
         checkpoint.expect_resumable(found.content, str(found.path))
     schedule = cfg.schedule
+    optimizers.check(schedule)
     data = train_data(cfg.data, schedule.batch_size, schedule.accumulate, cfg.seed, ranks)
     val = evaluation_data(cfg.data)
     classes = check_classes(cfg, data, val, found)
     mixup = build_mixup(cfg, ranks)
     total = optim.total_steps(schedule, data.steps_per_epoch)
     over = found is not None and is_finished(cfg, found.content, total, data.steps_per_epoch)
+    if found is not None:
+        expect_possible(found, data.steps_per_epoch)
     if over and found is not None and found.path.resolve().parent != run_dir.resolve():
         raise ValueError(
             f"resume={found.path} is finished: its {total // data.steps_per_epoch} epochs are all that schedule.epochs="
@@ -142,12 +163,14 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
     if ranks.first:
         (run_dir / directory.DONE).unlink(missing_ok=True)
         directory.write_config(run_dir, cfg)
+        starts.record_start(run_dir, state.step, ranks)
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         images = f"{len(data.dataset)} images"
         console.say(f"{cfg.backbone['name']} + {cfg.attention_name}: {parameters:.2f} M parameters, {images}")
         if cfg.kernels != "reference":
             console.say(told_of_kernels(cfg, model, ranks.device))
-    return Run(cfg, run_dir, ranks, request, data, val, state, wrap(cfg, ranks, model), mixup, total, StepLog(run_dir))
+    log = StepLog(run_dir, cfg.log_every)
+    return Run(cfg, run_dir, ranks, request, data, val, state, wrap(cfg, ranks, model), mixup, total, log)
 
 
 def check_classes(cfg: Config, data: TrainData, val: Seeded, found: Found | None) -> list[str] | None:
@@ -176,11 +199,13 @@ def build_model(cfg: Config, ranks: Ranks, fresh: bool) -> Any:
     schedule = cfg.schedule
     set_determinism(cfg.deterministic)
     rng.seed_everything(cfg.seed, "initialisation")
-    model: Any = load.build(cfg, pretrained=cfg.pretrained and fresh)
+    what = "timm's weights, which may have to be downloaded" if cfg.pretrained and fresh else "the network to be built"
+    with console.told_if_slow(f"{what} ({cfg.backbone['name']})"):
+        model: Any = load.build(cfg, pretrained=cfg.pretrained and fresh)
     if schedule.zero_init_last is not None and not cfg.pretrained:
         set_last_norm(model, zero=schedule.zero_init_last)
     if cfg.init is not None and fresh:
-        load.load_weights(model, load.pick_weights(checkpoint.read(cfg.init), None, cfg.init), cfg.init)
+        load.load_weights(model, load.pick_weights(pretrained.read(cfg.init), None, cfg.init), cfg.init)
     if schedule.batch_size == ranks.world * schedule.accumulate and not (schedule.sync_bn and ranks.world > 1):
         check_single_image(cfg, model)
     if ranks.world > 1:
@@ -210,6 +235,8 @@ def continue_from(found: Found, state: State, cfg: Config, run_dir: Path, ranks:
     Raises:
         BadCheckpoint: it is of another architecture or optimizer.
     """
+    if load.load_config(found.content, found.path).schedule.optimizer != cfg.schedule.optimizer:  # with force=true
+        raise another_optimizer(found.path)
     state.load_state_dict(found.content, str(found.path))
     if state.best.monitor != cfg.monitor:  # with force=true: scores of two kinds cannot be compared
         state.best = Best(monitor=cfg.monitor)
@@ -227,8 +254,28 @@ def wrap(cfg: Config, ranks: Ranks, model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
 
 
+def expect_possible(found: Found, per_epoch: int) -> None:
+    """Checks that a checkpoint's counters are ones that training reaches; else nothing would be trained, or nothing evaluated.
+
+    Raises:
+        BadCheckpoint: more epochs than its own config asks for, or more steps than its epochs have here.
+    """
+    step, evaluated = found.content["step"], found.content["evaluated"]
+    asked = optim.total_epochs(load.load_config(found.content, found.path).schedule)
+    if evaluated > math.ceil(asked):
+        raise checkpoint.BadCheckpoint(
+            f"checkpoint {found.path} is damaged: it has {evaluated} evaluated epochs, and its own schedule.epochs asks for {asked:g}"
+        )
+    if step > (evaluated + 1) * per_epoch:
+        raise checkpoint.BadCheckpoint(
+            f"checkpoint {found.path} is at step {step} after {evaluated} evaluated epochs, which is beyond the next one's end: an epoch "
+            f"has {per_epoch} steps here. It is damaged, or was trained on more images or with another schedule.batch_size: use those, "
+            "or start from its weights by init= and another run_dir="
+        )
+
+
 def is_finished(cfg: Config, found: Mapping[str, Any], total: int, per_epoch: int) -> bool:
-    """Whether nothing is left to do after a checkpoint: all steps are done, or `early_stop` applies, and all is evaluated."""
+    """Whether a checkpoint is the end: all steps are done, or `early_stop` applies, and all is evaluated."""
     evaluated = found["evaluated"] * per_epoch
     if found["step"] >= total:
         return evaluated >= total
@@ -277,8 +324,8 @@ def check_single_image(cfg: Config, model: nn.Module) -> None:
         check_input(model, cfg.data.image_size, training=True)
     except ValueError as error:
         raise ValueError(
-            f"schedule.batch_size={cfg.schedule.batch_size} gives one image to each forward pass (a rank's accumulated part): "
-            f"the model {error}; raise schedule.batch_size, or lower schedule.accumulate or the number of ranks"
+            f"schedule.batch_size={cfg.schedule.batch_size} gives one image to each forward pass (a rank's accumulated "
+            f"part): the model {error}; raise schedule.batch_size, or lower schedule.accumulate or the number of ranks"
         ) from None
 
 
@@ -294,8 +341,8 @@ def build_mixup(cfg: Config, ranks: Ranks) -> Mixup | None:
     parts = ranks.world * schedule.accumulate
     if schedule.batch_size // parts % 2:
         raise ValueError(
-            f"schedule.batch_size={schedule.batch_size} gives {schedule.batch_size // parts} images to each of {ranks.world} ranks "
-            f"x {schedule.accumulate} accumulated parts: mixup and cutmix need an even number"
+            f"schedule.batch_size={schedule.batch_size} gives {schedule.batch_size // parts} images to each of "
+            f"{ranks.world} ranks x {schedule.accumulate} accumulated parts: mixup and cutmix need an even number"
         )
     return Mixup(
         mixup_alpha=schedule.mixup,

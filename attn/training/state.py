@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from attn.config.parse import to_dict
 from attn.config.schema import Config
 from attn.runs import checkpoint, load
+from attn.training import optim
+
+COUNTERS = {"step"}  # which some optimizers add to their groups at the first step
 
 
 @dataclass
@@ -85,6 +89,7 @@ class State:
         rows: lines of metrics that are not on the disk yet, because it was full.
         classes: names of the classes in the order of their labels; None where the data set has none.
         history: all lines of metrics, from which a damaged file is restored.
+        parameters: of the model.
         phase: between two steps; in the forward and backward passes of a step, which change only buffers; or in its update.
     """
 
@@ -102,7 +107,17 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     classes: list[str] | None = None
     phase: Literal["between", "gradients", "update"] = "between"
-    _buffers: list[Tensor] = field(default_factory=list)  # before the step
+    parameters: list[nn.Parameter] = field(init=False)
+    _buffers: list[list[Tensor]] = field(init=False)  # by their type
+    _kept: list[list[Tensor]] = field(default_factory=list)  # the buffers before the step
+
+    def __post_init__(self) -> None:
+        # Walking through the modules takes longer than copying the buffers of all.
+        self.parameters = list(self.model.parameters())
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in self.model.buffers():
+            kinds.setdefault(buffer.dtype, []).append(buffer)
+        self._buffers = list(kinds.values())
 
     def state_dict(self, cfg: Config) -> dict[str, Any]:
         """The mapping that is saved: tensors and plain data only."""
@@ -133,8 +148,12 @@ class State:
         load.load_weights(self.model, content["model"], path)
         if self.ema is not None:
             load.load_weights(self.ema.module, load.pick_weights(content, None, path), path)
-        _expect_same_optimizer(self.optimizer, content["optimizer"], path)
-        self.optimizer.load_state_dict(content["optimizer"])
+        expect_same_optimizer(self.optimizer, content["optimizer"], path)
+        if content["step"] > content["skipped_in_row"] and keeps_state(self.optimizer) and not content["optimizer"]["state"]:
+            raise checkpoint.BadCheckpoint(
+                f"checkpoint {path} is damaged: its optimizer kept nothing of {content['step']} steps"
+            )
+        optim.load_state(self.optimizer, content["optimizer"])
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.evaluated, self.skipped_in_row = (content[key] for key in ("step", "evaluated", "skipped_in_row"))
@@ -155,11 +174,10 @@ class State:
     @torch.no_grad()
     def begin_step(self) -> None:
         """Copies the buffers: forward passes change running statistics before it is known whether the step is kept."""
-        buffers = list(self.model.buffers())
-        if not self._buffers:
-            self._buffers = [buffer.clone() for buffer in buffers]
-        for kept, buffer in zip(self._buffers, buffers, strict=True):
-            kept.copy_(buffer)
+        if not self._kept:
+            self._kept = [[torch.empty_like(buffer) for buffer in kind] for kind in self._buffers]
+        for kept, buffers in zip(self._kept, self._buffers, strict=True):
+            torch._foreach_copy_(kept, buffers)
         self.phase = "gradients"
 
     @torch.no_grad()
@@ -167,26 +185,74 @@ class State:
         """Goes back to the boundary between two steps; not possible in the update."""
         assert self.phase != "update"
         if self.phase == "gradients":
-            for kept, buffer in zip(self._buffers, self.model.buffers(), strict=True):
-                buffer.copy_(kept)
+            for kept, buffers in zip(self._kept, self._buffers, strict=True):
+                torch._foreach_copy_(buffers, kept)
         self.phase = "between"
 
 
-def _expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], path: str) -> None:
-    """Refuses the state of another optimizer, which torch would take and fail with at the first step.
+def keeps_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer remembers anything from step to step: SGD without momentum does not."""
+    return not isinstance(optimizer, torch.optim.SGD) or any(group["momentum"] for group in optimizer.param_groups)
+
+
+def expect_same_optimizer(own: torch.optim.Optimizer, saved: Mapping[str, Any], path: str) -> None:
+    """Refuses the state of another optimizer or of other parameters, which torch would take and fail with at the first step.
 
     Raises:
-        BadCheckpoint: another optimizer, or other groups of parameters.
+        BadCheckpoint: another optimizer, other groups of parameters, or a tensor of another shape, type or without finite values.
     """
     groups = saved.get("param_groups")
     if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
         raise checkpoint.BadCheckpoint(f"checkpoint {path}: its optimizer has no param_groups")
     shapes = [[len(group["params"]) for group in own.param_groups], [len(group.get("params", ())) for group in groups]]
     fits = shapes[0] == shapes[1] and all(
-        set(group) == set(old) for group, old in zip(own.param_groups, groups, strict=True)
+        set(old) - COUNTERS == set(group) - COUNTERS for group, old in zip(own.param_groups, groups, strict=True)
     )
+    kept = KEPT.get(type(own))
+    fits = fits and (kept is None or all(set(entries) <= kept for entries in saved["state"].values()))
     if not fits:
-        raise checkpoint.BadCheckpoint(
-            f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
-            "continued, not even with force=true: use the old values, or another run_dir="
-        )
+        raise another_optimizer(path)
+    parameters = [p for group in own.param_groups for p in group["params"]]
+    numbers = [number for group in groups for number in group["params"]]
+    by_number = dict(zip(numbers, parameters, strict=True))
+    for number, entries in saved["state"].items():
+        wrong = _wrong_entry(by_number.get(number), entries, kept)
+        if wrong is not None:
+            raise checkpoint.BadCheckpoint(
+                f"checkpoint {path} is damaged: its optimizer's state of parameter {number} {wrong}; name an older one by resume=, or "
+                "start from its weights by init= and another run_dir="
+            )
+
+
+# What the optimizers of torch keep of a parameter; those of timm keep what they like, in shapes of their own.
+KEPT: dict[type, set[str]] = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+
+
+def _wrong_entry(parameter: Tensor | None, entries: Mapping[str, Any], kept: set[str] | None) -> str | None:
+    """What is wrong with what an optimizer keeps of a parameter, or None; without `kept`, only whether it is finite."""
+    if parameter is None:
+        return "is of no parameter"
+    if kept is not None and entries and set(entries) != kept:
+        return f"lacks {', '.join(sorted(kept - set(entries)))}"
+    for name, value in entries.items():
+        if name == "step":
+            number = float(value) if not isinstance(value, Tensor) or value.numel() == 1 else math.nan
+            if not (math.isfinite(number) and number >= 0):
+                return "has a step that is no number, 0 or more"
+            continue
+        if value is not None and kept is not None:
+            if not isinstance(value, Tensor) or value.layout != torch.strided or value.shape != parameter.shape:
+                return f"has {name} of another shape than {tuple(parameter.shape)}"
+            if value.dtype != parameter.dtype:
+                return f"has {name} of type {value.dtype}, not {parameter.dtype}"
+        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+            return f"has {name} that is not finite (NaN or infinity)"
+    return None
+
+
+def another_optimizer(path: str | Path) -> checkpoint.BadCheckpoint:
+    """The error for a state that the optimizer of this config cannot take."""
+    return checkpoint.BadCheckpoint(
+        f"checkpoint {path} holds the state of another optimizer (schedule.optimizer, schedule.no_decay), which cannot be "
+        "continued, not even with force=true: use the old values, or another run_dir="
+    )

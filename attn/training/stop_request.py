@@ -9,10 +9,10 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, remembers the first SIGTERM or SIGUSR1 instead of dying by it; SIGINT (Ctrl-C) too after `hold_interrupt`.
+    """While entered, remembers the first SIGTERM or SIGUSR1 instead of dying; after `hold_interrupt` SIGINT (Ctrl-C) too.
 
-    `name` is the signal's name, or None as long as there was none. A second signal changes nothing: the checkpoint that is being
-    written is finished.
+    `name` is the signal's name, or None as long as there was none. A second signal changes nothing: the checkpoint that is
+    being written is finished.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -30,7 +30,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def hold_interrupt(self) -> None:
-        """From here on SIGINT is remembered too, because there is something to save. Where it is ignored, as by nohup, it stays so."""
+        """From here on SIGINT is remembered too, because there is something to save; if ignored (nohup), it stays so."""
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._remember)
 

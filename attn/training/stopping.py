@@ -7,6 +7,8 @@ import math
 import traceback
 from pathlib import Path
 
+import torch
+
 from attn import console
 from attn.config.schema import Config
 from attn.errors import Interrupted, Preempted, TrainingStopped, UserError, as_user_errors
@@ -18,7 +20,7 @@ from attn.training.state import Best
 
 
 def save(run: Run, best: bool = False, final: bool = False) -> bool:
-    """Writes the pending steps and metrics, and the checkpoint if all its values are finite; returns whether they were written.
+    """Writes pending steps and metrics, and the checkpoint if all its values are finite; returns whether it could.
 
     Args:
         run: on the first rank.
@@ -40,7 +42,8 @@ def save(run: Run, best: bool = False, final: bool = False) -> bool:
             metrics.append_metrics(run.directory, state.rows)
             state.rows = []
             content["rows"] = []
-        checkpoint.save(content, run.directory, best)
+        with console.told_if_slow(f"{last} to be written"):
+            checkpoint.save(content, run.directory, best)
     except OSError as error:
         message = f"step {state.step}: the checkpoint cannot be written to {run.directory} ({error.strerror}); {kept}"
         if final or run.cfg.save_error == "stop":
@@ -86,7 +89,8 @@ def preempted(run: Run) -> Preempted:
     if run.ranks.first:
         save(run, final=True)
     with contextlib.suppress(RuntimeError):
-        run.ranks.barrier()  # torchrun ends the first rank as soon as another one leaves, and that would be before it has saved
+        # torchrun ends the first rank as soon as another one leaves, and that would be before it has saved
+        run.ranks.barrier()
     who = run.request.name or "a signal to another rank"
     kind = Interrupted if run.request.name == "SIGINT" else Preempted
     return kind(f"{who}: saved {run.directory / LAST} at step {run.state.step}; the same command continues")
@@ -110,7 +114,24 @@ def non_finite_step(run: Run, loss: float, norm: float, seen: list[int]) -> Trai
         where += f", and the {state.skipped_in_row} steps before it were skipped (max_skipped={run.cfg.max_skipped})"
     good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
     advice = "continue with nonfinite=skip, or with a lower schedule.lr or a schedule.clip_grad and force=true"
+    bad = next((found for found in ranks.gather(non_finite_image(run, seen)) if found is not None), None)
+    if bad is not None:
+        advice = f"{bad} is not finite after its transformation: repair or remove it, or correct data.mean and data.std"
     return TrainingStopped(f"step {state.step}: {where}; no update was made, {good}; {advice}")
+
+
+def non_finite_image(run: Run, seen: list[int]) -> str | None:
+    """The file, or the number, of the first of a step's images that holds a NaN or an infinity as the network sees it; None if none does."""
+    epoch = run.state.step // run.data.steps_per_epoch
+    for index in seen:
+        try:
+            image = run.data.dataset[epoch, index][0]
+        except (UserError, OSError):  # it was readable a moment ago
+            continue
+        if not bool(torch.isfinite(image).all()):
+            samples = getattr(run.data.dataset.dataset, "samples", None)
+            return f"{samples[index][0]} (image {index})" if samples else f"image {index}"
+    return None
 
 
 def rescued(run: Run, error: Exception) -> TrainingStopped:

@@ -1,5 +1,5 @@
-# DCANet (2020), table 3: Cascade R-CNN, 24 epochs, lr 0.02 for 16 images (8 GPUs x 2), a tenth after 18 and 22 (the published
-# configs: after 16 and 22, and optim_wrapper.clip_grad with max_norm=35 and norm_type=2).
+# DCANet (2020), table 3: Cascade R-CNN, 24 epochs, lr 0.02 for 16 images (8 GPUs x 2), a tenth after 18 and 22 (the
+# published configs: after 16 and 22, and optim_wrapper.clip_grad with max_norm=35 and norm_type=2).
 _base_ = ["mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", "_base_/attention.py"]
 model = dict(
     type="AttentionDetector",

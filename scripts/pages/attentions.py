@@ -1,4 +1,4 @@
-"""A page per attention: its equation, slot, options, size and rows, from `docs/attentions.yaml`, its yaml, docstring and tables."""
+"""A page per attention: equation, slot, options, size and rows, from `docs/attentions.yaml`, yaml, docstring and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a slot: what an attention reads, what it refines, and what it passes on. Plain SVG in the page's own colours."""
+"""Pictures of a slot: what an attention reads, refines and passes on. Plain SVG in the page's own colours."""
 
 from __future__ import annotations
 

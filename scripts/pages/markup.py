@@ -36,7 +36,8 @@ def relink(text: str, old: PurePosixPath, new: PurePosixPath, moved: dict[str, s
         text: the page.
         old: its path in the repository.
         new: its path on the site.
-        moved: path in the repository -> path on the site, of all files that the site holds. Links to others become plain text.
+        moved: path in the repository -> path on the site, of all files that the site holds. Links to others become plain
+            text.
     """
 
     def target(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""DenseNet, RegNet, ConvNeXt, Swin, ViT, PVT and ShuffleNetV2: timm's networks until an attention is put in, and where it goes."""
+"""DenseNet, RegNet, ConvNeXt, Swin, ViT, PVT, ShuffleNetV2: timm's networks without attention, and where attentions go."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def build(mini: str, attention: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 def test_without_attention_it_is_timms_network(name: str, options: dict[str, Any]) -> None:
-    """Keys, outputs, gradients and running statistics are timm's without checkpointing, bit by bit, and with it still so."""
+    """Keys, outputs, gradients and running statistics equal timm's bit by bit, with and without checkpointing."""
     theirs = timm.create_model(name, num_classes=10, **options)
     ours: Any = attn.create_model(name, None, 10, **options)
     ours.load_state_dict(theirs.state_dict())
@@ -70,7 +70,7 @@ def test_without_attention_it_is_timms_network(name: str, options: dict[str, Any
         outputs = []
         for model in (theirs, ours):
             model.train(training)
-            # timm's own checkpoints move running statistics twice a step.
+            # timm's own checkpointing updates running statistics twice per step.
             model.set_grad_checkpointing(checkpointing and model is ours)
             model.zero_grad()
             torch.manual_seed(1)
@@ -137,7 +137,7 @@ def test_shufflenet_is_torchvisions(size: str) -> None:
 
 
 class Probe(Attention):
-    """Checks that what it is given is what its site told, and counts along the state."""
+    """Checks its inputs against its site, and counts the sites in the state."""
 
     def __init__(self, site: Site, side: int = 64) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def test_stage_slot_ends_every_stage(mini: str) -> None:
     model = build(mini, {"stage": Probe}).eval()
     assert [probe.site.stage for probe in probes(model)] == {"ShuffleNetV2": [1, 2, 3], "ViT": [1]}.get(mini, [1, 2, 3, 4])
     for probe in probes(model):
-        # The state of the stage slot does not pass on.
+        # The stage slot has a state of its own.
         probe.site = Site(**{**vars(probe.site), "prev": None})
     x = images()
     last, maps = model.forward_intermediates(x)
@@ -194,7 +194,7 @@ def test_stage_slot_ends_every_stage(mini: str) -> None:
     plain.load_state_dict(model.state_dict())
     first = {"ConvNeXt": 0, "Swin": 0, "PVT": 0, "ViT": 3}.get(mini, 1)
     theirs = plain.forward_intermediates(x)[1][first]
-    # DenseNet hands out the map before the transition, at whose end the first stage ends.
+    # DenseNet returns the map before the transition, with which the first stage ends.
     torch.testing.assert_close(maps[first], theirs if mini == "DenseNet" else 0.5 * theirs)
 
 

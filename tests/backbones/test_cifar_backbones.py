@@ -98,7 +98,7 @@ def test_sizes(backbone: str, attention: str) -> None:
     ],
 )
 def test_sizes_with_ba2m(backbone: str, options: dict[str, Any], size: int) -> None:
-    """The stage slot stands where BA2M's printed sizes want it."""
+    """The stage slot is where BA2M's printed sizes require it."""
     mapping = groups.load("attention", "ba2m")
     mapping["stage"].update(variant="fitted", **options)
     with torch.device("meta"):
@@ -191,7 +191,7 @@ def norm(x: Tensor, bn: Any) -> Tensor:
 
 
 def shake(model: Any) -> Any:
-    """Norms that are no identities."""
+    """Gives the norms random values."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -255,7 +255,7 @@ def test_efficientnet_is_its_equations() -> None:
 
 @pytest.mark.parametrize(("name", "conv"), [("cifar_wrn28_8", "conv1"), ("cifar_preresnet110_bottleneck", "conv2")])
 def test_conv_slot_is_the_one_with_norm_and_activation(name: str, conv: str) -> None:
-    """Selective kernels bring their own, so the block's are taken away; AA, too, takes the first of a wide block."""
+    """SK has its own norm and activation, so the block's are removed; AA, too, replaces the first of a wide block."""
     plain, model = small(name), small(name, "sk").train()
     block, number = model.layer2[0], int(conv[-1]) + 1
     assert type(getattr(block, conv)).__name__ == "SK"

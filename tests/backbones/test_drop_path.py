@@ -36,7 +36,7 @@ def test_the_same_branches_are_dropped(name: str) -> None:
     theirs, ours = timm.create_model(name, num_classes=10, **options), attn.create_model(name, None, 10, **options)
     generator = torch.Generator().manual_seed(0)
     for parameter in theirs.parameters():
-        if parameter.ndim <= 1:  # layer scales and last norms begin at nearly nothing, and would hide the branch
+        if parameter.ndim <= 1:  # layer scales and last norms start near 0, which would hide the branch
             nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(4, 3, 64, 64, generator=generator)

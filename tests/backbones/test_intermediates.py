@@ -1,4 +1,4 @@
-"""`forward_intermediates` is timm's: the same features, the same last map, and no step more or less is run."""
+"""`forward_intermediates` is timm's: the same features, the same last map, and the same steps are run."""
 
 from __future__ import annotations
 

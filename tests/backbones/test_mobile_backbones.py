@@ -1,4 +1,4 @@
-"""timm's EfficientNet and MobileNetV3 classes: as timm ships them without attention, and with attentions at every position."""
+"""timm's EfficientNet and MobileNetV3 classes: timm's networks without attention, and attentions at every position."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_checkpointing_changes_no_gradient(name: str, monkeypatch: pytest.Monkey
 
 
 class Record(Attention):
-    """Keeps its site, checks the features against it, and hands the number of sites on as the state."""
+    """Keeps its site, checks the features against it, and passes on the number of sites as the state."""
 
     def __init__(self, site: Site, factor: float = 1.0) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ def test_an_attention_of_ones_is_no_attention(position: str) -> None:
     ("position", "expected"), [("native", lambda x: -x.relu()), ("preact", lambda x: (-x).relu()), ("end", lambda x: x)]
 )
 def test_where_the_position_is(position: str, expected: Callable[[Tensor], Tensor]) -> None:
-    """Before an activation a factor of -1 chooses the other half; behind it, it does not."""
+    """A factor of -1 before a ReLU keeps the other half of the values; after it, it does not."""
     torch.manual_seed(0)
     model = attn.create_model("mobilenetv2_035", {"block": Negative, "position": position}, act_layer="relu").eval()
     block, seen = model.blocks[1][1], {}
@@ -504,7 +504,7 @@ def test_parameters_of_the_tables(backbone: str, attention: str | None, settings
     side=st.sampled_from([33, 48]),
 )
 def test_any_stages_at_any_position(position: str, stages: set[int], n: int, side: int) -> None:
-    """What is left is timm's; the chain runs from one chosen stage to the next."""
+    """Other stages are timm's; the chain runs from one chosen stage to the next."""
     chosen = sorted(stages)
     attention = {"block": partial(Record, stages=chosen), "position": position}
     model = attn.create_model("mobilenetv2_035", attention, 10).eval()

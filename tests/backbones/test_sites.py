@@ -1,4 +1,4 @@
-"""What an attention is told of its place, in a network whose places are known."""
+"""What an attention is told about its site, in a network whose sites are known."""
 
 from __future__ import annotations
 

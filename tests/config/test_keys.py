@@ -29,8 +29,9 @@ def test_help_lists_every_key_and_the_chosen_attention_without_torch() -> None:
         assert key.name in ("backbone", "attention") or f"  {key.name}=" in shown, key.name
     assert "papers" not in shown
     assert "connection: direct" in shown
+    shown = call(["eval.py", "-h"]).stdout
     for key in keys(Request):
-        assert f"  {key.name}=" in call(["eval.py", "-h"]).stdout
+        assert f"  {key.name}=" in shown, key.name
     code = "import sys; from attn.config import command_line, evaluation, reference; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

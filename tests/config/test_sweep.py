@@ -1,4 +1,4 @@
-"""Sweeps and the folders of runs: what ends differently is kept apart, and one failing cell costs no other."""
+"""Sweeps and the folders of runs: different runs have different folders, and a failing cell does not stop the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = {
     "seed=3 attention=ba data=digits": "resnet50-ba-digits/seed3",
     "schedule=quick data=digits": "resnet50-none-digits-quick/seed0",
     "attention=se attention.block.reduction=8": "resnet50-se-imagenet-block.reduction_8/seed0",
-    "attention=se ++attention.block.reduction=8 schedule.lr=0.10": "resnet50-se-imagenet-block.reduction_8/seed0",  # the default
+    "attention=se ++attention.block.reduction=8 schedule.lr=0.10": "resnet50-se-imagenet-block.reduction_8/seed0",
     "schedule.lr=0.2 data.mean=[0.5,0.5,0.5]": "resnet50-none-imagenet-mean_0.5_0.5_0.5-lr_0.2/seed0",
     "data.mean=[0.5,0.5,0.5] schedule.lr=0.1 schedule.lr=0.2": "resnet50-none-imagenet-mean_0.5_0.5_0.5-lr_0.2/seed0",
     "pretrained=true +backbone.drop_rate=0.5": "resnet50-none-imagenet-backbone.drop_rate_0.5-pretrained_true/seed0",
@@ -94,7 +94,7 @@ def test_other_values_give_other_names(one: object, other: object) -> None:
 def test_a_sweep_over_any_key_has_a_folder_for_each_cell_and_outlives_a_failing_one(tmp_path: Path) -> None:
     settings = [*TINY, "schedule.batch_size=512", "attention=se", "attention.position=null,begin", "schedule.lr=0.1,0.05"]
     root = f"run_dir={tmp_path}/${{attention.position}}${{run_variant:}}"
-    result = call(["train.py", *settings, root, "-m"])
+    result = call(["train.py", *settings, root, f"hydra.sweep.dir={tmp_path}", "-m"])
     assert result.returncode == 2, result.stderr
     assert [line for line in result.stdout.splitlines() if " of 4: " in line] == [
         f"{i} of 4: attention.position={position} schedule.lr={lr}"

@@ -1,7 +1,7 @@
 """Records what mmcv's compiled operators give: `python tests/detection/record_operators.py` where they are compiled.
 
-The values in `tests/fixtures/mmcv_operators.pt` are those of onedl-mmcv 2.3.6 on the CPU. With `--module NAME` the operators come
-from any module that Python can import: there the sources `mmcv/ops/csrc/pytorch/{nms,roi_align}.cpp` and
+The values in `tests/fixtures/mmcv_operators.pt` are those of onedl-mmcv 2.3.6 on the CPU. With `--module NAME` the operators
+come from any module that Python can import: there the sources `mmcv/ops/csrc/pytorch/{nms,roi_align}.cpp` and
 `mmcv/ops/csrc/pytorch/cpu/{nms,roi_align}.cpp` of the release were compiled alone, unchanged, which takes a minute.
 """
 

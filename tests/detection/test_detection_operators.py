@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import detection_fixtures
 import numpy as np
 import pytest
 import torch
-from commands import patience
+from commands import call
 from record_operators import FILE, nms_cases, roi_cases, run_nms, run_roi_align
 
 import detection  # noqa: F401
@@ -77,10 +79,10 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 def python(code: str) -> subprocess.CompletedProcess:
-    """In a process of its own: what stands in `sys.modules` is under test."""
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience(240)
-    )
+    """Runs code in a process of its own that has not imported mmcv, because `sys.modules` is under test."""
+    script = Path(tempfile.mkdtemp()) / "script.py"
+    script.write_text(code)
+    return call([script], timeout=240, env={"PYTHONPATH": str(ROOT)})
 
 
 # As on a machine where nothing is compiled, whatever this one has.

@@ -1,4 +1,4 @@
-"""Every row's detector trains by its recipe: on one repeated batch the loss stays finite and falls, from where chance begins."""
+"""Every row's detector trains by its recipe: on one repeated batch the loss starts at chance, stays finite and falls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NAMES = {path.stem for path in (detection_fixtures.CONFIGS / "rows").glob("*.py"
 # Where a row stands with ResNet-50 and ResNet-101, they differ in depth, which is made equal here.
 ROWS = sorted(name for name in NAMES if "_r101_" not in name or name.replace("_r101_", "_r50_") not in NAMES)
 STEPS = 4
-# A one-stage detector has no sampled proposals: all anchors count. With 64 pixels there are too few of them for a classification
-# loss summed over all anchors but divided by the positive ones to diverge in four steps; with 128 it does.
+# A one-stage detector has no sampled proposals: all anchors count. With 64 pixels there are too few of them for a
+# classification loss summed over all anchors but divided by the positive ones to diverge in four steps; with 128 it does.
 SIZE, SIZE_ONE_STAGE = 64, 128
 # All that is deep, wide or many, small; attention, losses, samplers and optimizer are the row's.
 SMALL = {
@@ -27,14 +27,22 @@ SMALL = {
     "stem_width": 16,
 }
 PROPOSALS = 64
+WIDTH = 64
 
 
 def shrink(cfg: Any) -> None:
     cfg.model.backbone.update(SMALL)
+    cfg.model.neck.out_channels = WIDTH
     if "roi_head" not in cfg.model:
+        cfg.model.bbox_head.update(in_channels=WIDTH, feat_channels=WIDTH)
         return
+    cfg.model.rpn_head.update(in_channels=WIDTH, feat_channels=WIDTH)
+    cfg.model.roi_head.bbox_roi_extractor.out_channels = WIDTH
     for head in as_list(cfg.model.roi_head.bbox_head):
-        head.fc_out_channels = 64
+        head.update(in_channels=WIDTH, fc_out_channels=WIDTH)
+    if "mask_head" in cfg.model.roi_head:
+        cfg.model.roi_head.mask_roi_extractor.out_channels = WIDTH
+        cfg.model.roi_head.mask_head.update(in_channels=WIDTH, conv_out_channels=WIDTH)
     cfg.model.train_cfg.rpn_proposal.max_per_img = PROPOSALS
     for stage in as_list(cfg.model.train_cfg.rcnn):
         stage.sampler.num = PROPOSALS
@@ -73,8 +81,9 @@ def test_the_loss_of_a_repeated_batch_falls(row: str) -> None:
         losses.append(float(loss.detach()))
         parts.append({name: float(value.detach()) for name, value in logs.items() if "loss_" in name and "cls" in name})
         optimizer.update_params(loss)
-    # A classifier that knows nothing gives each of its classes (and the background) the same probability, a mean cross entropy of
-    # log(classes + 1); focal and binary losses lie below. Twice that is room for the random start, not for a sum over anchors.
+    # A classifier that knows nothing gives each of its classes (and the background) the same probability, a mean cross
+    # entropy of log(classes + 1); focal and binary losses lie below. Twice that is room for the random start, not for a sum
+    # over anchors.
     chance = math.log(classes + 1)
     assert parts[0], "no classification loss"
     assert all(value <= 2 * chance for value in parts[0].values()), (chance, parts[0])

@@ -31,7 +31,7 @@ def run(*arguments: str, ranks: int = 1, cwd: Path = ROOT, timeout: float = 600)
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs `train` or `test` in this process: what takes seconds to import is imported once. Gives (exit code, last line)."""
+    """Runs `train` or `test` in this process, so that imports are paid once. Returns (exit code, last line)."""
 
     def call(tool: str, *arguments: str) -> tuple[int, str]:
         monkeypatch.chdir(ROOT)
@@ -340,7 +340,7 @@ def test_voc_format_says_the_same_as_coco(scenes: Path) -> None:
         assert [x["bbox_label"] for x in a] == [x["bbox_label"] for x in b]
         assert [x["ignore_flag"] for x in a] == [x["ignore_flag"] for x in b]
         for x, y in zip(a, b, strict=True):
-            # VOC's last pixel is inside the box, COCO's end is behind it.
+            # VOC's last pixel is inside the box, COCO's end is after it.
             assert [y["bbox"][0], y["bbox"][1], y["bbox"][2] + 1, y["bbox"][3] + 1] == x["bbox"]
 
 

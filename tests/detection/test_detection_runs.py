@@ -80,7 +80,7 @@ def test_another_recipe_is_shown_as_such(tmp_path: Path, options: dict[str, Any]
 
 
 def test_all_of_cocos_values_stand_beside_the_printed_ones(tmp_path: Path) -> None:
-    """Boxes and masks of two seeds; small objects that there are none of (-1) have no value."""
+    """Boxes and masks of two seeds; where there are no small objects (-1), there is no value."""
     keys = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
     first, second = (0.380, 0.600, 0.410, -1.0, 0.420, 0.500), (0.384, 0.604, 0.418, -1.0, 0.422, 0.506)
     for seed, values in enumerate([first, second]):

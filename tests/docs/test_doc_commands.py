@@ -1,4 +1,4 @@
-"""Every command that README and docs print is one that its program takes. The data of most of them is not here, so they stop there."""
+"""Every command that README and docs print is one that its program takes. Most stop where their data is missing."""
 
 from __future__ import annotations
 

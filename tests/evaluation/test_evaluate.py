@@ -9,7 +9,7 @@ from torch import nn
 from attn.config.schema import Data
 from attn.data.loader import evaluation_data
 from attn.distributed import Ranks
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 
 
 @pytest.mark.parametrize("classes", [3, 10])
@@ -22,7 +22,7 @@ def test_the_scores_are_those_of_all_images(classes: int) -> None:
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(576, classes)
     )
     statistics = [buffer.clone() for buffer in model.buffers()]
-    scores = evaluate(model.train(), data, Ranks(0, 1, torch.device("cpu")), 8, 0, None, False)
+    scores = evaluate(model.train(), data, Ranks(0, 1, torch.device("cpu")), Settings(8))
     assert model.training
     assert all(torch.equal(one, other) for one, other in zip(statistics, model.buffers(), strict=True))
     first = five = loss = 0.0

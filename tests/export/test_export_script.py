@@ -75,7 +75,7 @@ def consumed(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, known: di
 def expected(checkpoint: Path, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
     """The prepared image, and the network's scores for it."""
     data = load.load_config(attn.runs.checkpoint.read(checkpoint), checkpoint).data
-    pixels = eval_transform(data)(image)[None]
+    pixels = eval_transform(data).normalised(image)[None]
     with torch.no_grad():
         return pixels, attn.load(checkpoint)(pixels)
 

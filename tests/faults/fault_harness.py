@@ -1,14 +1,9 @@
-"""Runs of the training loop as processes of their own, with a fault in them, in a second each.
-
-A fork server imports torch once; every rank is forked from it, in a session of its own like torchrun's workers.
-"""
+"""Runs of the training loop as processes of their own (`forked`), with a fault in them, in a second each."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import SMALL, composed, patience
+from forked import become_a_users_process, context, free_port, launcher_environment
 
 from attn.config import command_line
 from attn.config.schema import Config
@@ -43,32 +39,12 @@ def compose_config(overrides: Sequence[str], run_dir: Path) -> Config:
     return composed(*overrides, f"run_dir={run_dir}", f"attention_name={chosen}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _context() -> Any:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["attn.training.loop", "attn.evaluation.job"])
-    return context
-
-
-def _rank(cfg: Config, rank: int, world: int, port: int, faults: Sequence[Fault], output: str, env: dict[str, str]) -> None:
-    multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+def _rank(cfg: Config, rank: int, world: int, port: int, faults: Sequence[Fault], output: Path, env: dict[str, str]) -> None:
+    become_a_users_process(output, output)
     os.environ.update(env)
     for name in [name for name, value in env.items() if not value]:
         del os.environ[name]
-    if world > 1:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({key: str(value) for key, value in places.items()})
+    os.environ.update(launcher_environment(rank, world, port))
     from attn.training import loop
 
     for fault in faults:
@@ -91,21 +67,21 @@ class Run:
         env: dict[str, str] | None = None,
     ) -> None:
         cfg = compose_config([*base, *overrides], run_dir)
-        context, port, self.run_dir = _context(), free_port(), run_dir
-        # Beside the run's folder, which the test may want empty, and which is removed with the test's own.
+        port, self.run_dir = free_port(), run_dir
+        # Beside the run's folder, which a test may need empty; removed with the test's own folder.
         beside = next(folder for folder in run_dir.parents if folder.is_dir())
         outputs = Path(tempfile.mkdtemp(prefix=".output-", dir=beside))
         self.outputs = [outputs / f"rank{rank}.txt" for rank in range(ranks)]
         self.processes: list[BaseProcess] = []
         for rank in range(ranks):
             own = faults.get(rank, ()) if isinstance(faults, dict) else faults
-            arguments = (cfg, rank, ranks, port, tuple(own), str(self.outputs[rank]), env or {})
-            process = context.Process(target=_rank, args=arguments)
+            arguments = (cfg, rank, ranks, port, tuple(own), self.outputs[rank], env or {})
+            process = context().Process(target=_rank, args=arguments)
             process.start()
             self.processes.append(process)
 
     def wait(self, timeout: float = 120) -> list[int]:
-        """The exit codes, negative for a signal; no process of the run is left behind."""
+        """The exit codes, negative for a signal; no process of the run is left."""
         end = time.monotonic() + patience(timeout)
         try:
             for process in self.processes:
@@ -126,7 +102,7 @@ class Run:
         os.killpg(int(self.processes[rank].pid or 0), number)
 
     def wait_for(self, text: str, timeout: float = 120) -> None:
-        """Until the output has a text in it."""
+        """Waits until the output contains a string."""
         end = time.monotonic() + patience(timeout)
         while text not in self.text:
             assert time.monotonic() < end, f"no {text!r} after {patience(timeout):g} s:\n{self.text}"
@@ -137,7 +113,7 @@ class Run:
         return "".join(path.read_text() for path in self.outputs if path.exists())
 
     def leftovers(self, timeout: float = 20) -> list[int]:
-        """Processes of the ranks' sessions that still live after a while."""
+        """Processes of the ranks' sessions that are still alive after a while."""
         end = time.monotonic() + patience(timeout)
         sessions = {process.pid for process in self.processes}
         while (left := [pid for pid in _living() if _session(pid) in sessions]) and time.monotonic() < end:
@@ -158,7 +134,7 @@ def _session(pid: int) -> int:
 
 
 def finished(run_dir: Path, *overrides: str, **options: Any) -> Run:
-    """A run to its good end."""
+    """A run that must end well."""
     done = Run(run_dir, *overrides, **options)
     codes = done.wait()
     assert set(codes) == {0}, done.text

@@ -37,7 +37,7 @@ def _raise_signal(number: int) -> None:
 
 
 def signal_in_step(step: int, number: int = SIGKILL) -> Callable[[], None]:
-    """A signal in the middle of a step: behind the gradients, before the update."""
+    """A signal in the middle of a step: after the gradients, before the update."""
     return partial(_signal_in_step, step, number)
 
 
@@ -103,7 +103,7 @@ def _signal_in_save(nth: int, where: str, number: int) -> None:
 
 
 def full_disk_in_save(first: int, last: int) -> Callable[[], None]:
-    """From the n-th save to another, /dev/full takes the place of the file."""
+    """From the n-th save to another, the file is /dev/full."""
     return partial(_full_disk_in_save, first, last)
 
 
@@ -123,7 +123,7 @@ def nan_loss(step: int, times: int = 1) -> Callable[[], None]:
 
 
 def first_scale(scale: float) -> Callable[[], None]:
-    """What the scaler of fp16 begins with."""
+    """The first scale of the fp16 scaler."""
     return partial(_first_scale, scale)
 
 
@@ -143,7 +143,7 @@ def _nan_loss(step: int, times: int) -> None:
 
 
 def leave_in_step(step: int, code: int) -> Callable[[], None]:
-    """The process ends without a word, in the forward pass of a step."""
+    """The process exits without a message, in the forward pass of a step."""
     return partial(_at_forward, step, partial(os._exit, code))
 
 

@@ -15,7 +15,7 @@ from fault_harness import TINY, compose_config, finished, free_port
 from attn.config.evaluation import Request
 from attn.data.loader import evaluation_batches, evaluation_data
 from attn.distributed import Ranks, launch
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 from attn.runs import load, metrics
 
 
@@ -28,7 +28,7 @@ def _evaluate(rank: int, world: int, port: int, samples: int, batch: int, output
     model = load.build(cfg)
     with launch("cpu", 60) as ranks:
         data = evaluation_data(cfg.data)
-        scores = evaluate(model, data, ranks, batch, 0, None, False)
+        scores = evaluate(model, data, ranks, Settings(batch))
         indices = [i for b in evaluation_batches(data, batch, 0, ranks) for i in b.indices.tolist()]
     row = [scores.count, scores.correct1, scores.correct5, scores.loss, indices]
     (Path(output) / f"{world}-{batch}-{rank}.json").write_text(json.dumps(row))

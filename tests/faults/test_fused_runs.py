@@ -1,4 +1,4 @@
-"""Runs with the key `kernels`: continued bit for bit in their own form, refused in another, and plain where nothing is built."""
+"""Runs with the key `kernels`: continued bit for bit in their own form, refused in another, plain if nothing is built."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_killed_and_continued_in_its_form(tmp_path: Path, kernel_cache: Path, un
         assert "kernels: fused -> reference" in refused.text
     finished(run, "kernels=fused", base=RICH, env=env)
     assert fingerprint(run) == fingerprint(tmp_path / "whole")
-    assert fingerprint(run) != uninterrupted(1)  # that of plain modules: rounding tells them apart
+    assert fingerprint(run) != uninterrupted(1)  # that of plain modules: they differ in rounding
 
 
 def test_force_changes_the_form(tmp_path: Path, kernel_cache: Path) -> None:

@@ -7,15 +7,14 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import patience
-from fault_harness import ROOT, TINY, Run, finished
+from commands import call
+from fault_harness import TINY, Run, finished
 from PIL import Image
 
 from attn.data import imagefolder
@@ -221,8 +220,7 @@ def test_a_wrong_folder_fails_before_the_model_is_built(tmp_path: Path, root: Pa
 
 
 def check_data(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/check_data.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(120), check=False)
+    return call(["scripts/check_data.py", *arguments], timeout=120)
 
 
 def test_check_data_finds_them_beforehand(root: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, TINY, Command, call
+import yaml
+from commands import ROOT, TINY, Command, call_fresh
 from fault_harness import TINY as LOOP
 from fault_harness import Run
 from fault_injection import slow_steps
@@ -37,17 +39,17 @@ from attn.tables.runs import find_runs
 
 # Options of train.py: what the one line must contain. {tmp} is a fresh folder. The exit code is 2.
 TRAIN: dict[str, list[str]] = {
-    # timm takes these apart late, each in another way
+    # timm parses these late, each in another way
     "+backbone.act_layer=silly": ["act_layer='silly'", "KeyError"],
     "+backbone.norm_layer=silly": ["norm_layer='silly'"],
     "+backbone.layers=[1,1,1]": ["resnet10t", "layer4"],
-    "+backbone.layers=3": ["layers=3", "not iterable"],
+    "+backbone.layers=3": ["layers=3", "a list of integers"],
     "+backbone.layers=[100000,1,1,1]": ["layers=[100000", "at most 2000"],
     "data.samples=1000000000000": ["data.samples=1000000000000", "at most"],
     "+backbone.output_stride=7": ["output_stride=7", "it expects output_stride in (8, 16, 32)"],
     "+backbone.block=foo": ["block='foo'"],
     "+backbone.stem_width=0": ["resnet10t"],
-    "+backbone.stem_width=-1": ["stem_width=-1", "negative dimension"],
+    "+backbone.stem_width=-1": ["stem_width=-1", "greater than 0"],
     "+backbone.channels=abc": ["channels='abc'"],
     "+backbone.checkpoint_path=/nope": ["backbone.checkpoint_path", "cannot be set"],
     "+backbone.global_pool=silly": ["global_pool='silly'"],
@@ -57,6 +59,8 @@ TRAIN: dict[str, list[str]] = {
     "backbone.name=regnety_002 +backbone.output_stride=7": ["output_stride=7", "it expects"],
     "backbone.name=swin_tiny_patch4_window7_224 +backbone.depths=3": ["depths=3"],
     "+backbone.channels=[100000,100000,100000,100000]": ["channels=[100000", "memory"],
+    "+backbone.foo=3": ["unknown option 'foo'", "stem_width"],
+    "+backbone.device=cpu": ["backbone.device", "cannot be set"],
     # the launcher's environment
     "RANK=abc": ["RANK=abc", "an integer"],
     "RANK=3": ["RANK=3", "between 0 and 0"],
@@ -81,20 +85,88 @@ TRAIN: dict[str, list[str]] = {
     "--shell-completion": ["--shell-completion", "install=SHELL"],
     "hydra.run.dir=/proc/x": ["/proc/x"],
     "hydra/launcher=foo": ["hydra/launcher", "foo"],
+    "hydra.mode=foo": ["hydra.mode=foo", "MULTIRUN"],
+    "hydra.searchpath=[file:///nope]": ["/nope", "no such folder"],
+    "--package x --cfg job": ["--package x", "no such part"],
+    "--cfg hydra --package launcher.x": ["--package launcher.x", "no such part"],
+    "=3": ["=3", "has no key"],
+    "schedule=3": ["schedule=3", "default"],
+    "+attention=se": ["+attention=se", "name one attention"],
+    "attention=/etc/passwd": ["attention=/etc/passwd", "not a path"],
+    "attention=../data/digits": ["attention=../data/digits", "not a path"],
+    "attention=se attention.block._target_=os.system": ["attention.block: os.system is not a subclass"],
+    "+attention.sites=native": ["attention.sites", "without the +"],
+    "~data.mean": ["~data.mean", "data.mean=VALUE"],
+    "~seed": ["~seed", "seed=VALUE"],
+    "data.root=${nope}": ["data.root", "nope", "plain value"],
+    "data.root=${oc.env:NOPE_NOT_SET}": ["data.root", "NOPE_NOT_SET"],
+    "logger.csv=3": ["logger.csv=3", "true or false"],
+    "force=2.0": ["force=2.0", "true or false"],
+    "logger.wandb_project=a/b": ["logger.wandb_project=a/b", "128 characters"],
+    "logger.wandb_project=": ["logger.wandb_project="],
+    "schedule.curve=step schedule.milestones=[30,10]": ["schedule.milestones=[30, 10]", "increasing"],
+    "schedule.curve=step schedule.milestones=[]": ["schedule.milestones=[]", "constant"],
+    "schedule.gamma=1e300": ["schedule.gamma=1e+300", "at most 10"],
+    "data.samples=100": ["data.samples=100", "only fake does"],
     # numbers that are none
     "data.mean=[nan,0,0]": ["data.mean=[nan, 0.0, 0.0]", "finite"],
     "data.std=[inf,1,1]": ["data.std=[inf, 1.0, 1.0]", "finite"],
+    "data.std=[1e-40,1,1]": ["data.std=[1e-40, 1.0, 1.0]", "at least 0.0001"],
     "data.crop_scale=[nan,1]": ["data.crop_scale", "finite"],
     "schedule.betas=[nan,0.9]": ["schedule.betas", "finite"],
     "data.workers=500": ["data.workers=500", "cores"],
     # paths
     "data=imagenet data.root=~/no/such": ["data.root=~/no/such", "no such folder"],
+    "data=imagenet data.root=~nobody-of-this-name/x": ["data.root=~nobody-of-this-name/x", "no user"],
+    "run_dir=~nobody-of-this-name/x": ["run_dir=~nobody-of-this-name/x", "no user"],
+    "init=~nobody-of-this-name/x": ["init=~nobody-of-this-name/x", "no user"],
+    "run_dir=/etc/passwd": ["run_dir=/etc/passwd", "a file is there"],
+    "data=imagenet data.root={tmp}": ["{tmp}/train: no such folder", "one folder per class"],
     "data=imagenet data.root=/tmp/a=b": ["data.root=/tmp/a=b", "no such folder"],
     "data=imagenet 'data.root=/tmp/(a b)'": ["data.root=/tmp/(a b)", "no such folder"],
     "data=imagenet 'data.root=/tmp/a:{b}'": ["data.root=/tmp/a:{b}", "no such folder"],
     "data=cifar100 data.root={tmp}/cifar": ["{tmp}/cifar", "cannot be read", "unpack"],
     "data=timm data.dataset=torch/flowers102 data.root={tmp}": ["torch/flowers102", "Unknown torchvision dataset"],
+    "data=timm data.dataset=3": ["data.dataset=3", "folder, tar, or"],
+    "data=timm data.dataset=tar/foo data.root={tmp}": ["data.dataset=tar/foo", "folder, tar, or"],
+    "data=timm data.dataset=/etc/passwd data.root={tmp}": ["data.dataset=/etc/passwd", "folder, tar, or"],
     "data=timm data.dataset=torch/ data.root={tmp}": ["data.dataset=torch/", "timm cannot open"],
+}
+
+# Options of a backbone, by their network: what timm would take silently, and what the line must say.
+BACKBONE: dict[tuple[str, str], str] = {
+    ("resnet18", "{stem_type: foo}"): "stem_type='foo' must be one of '', 'deep', 'deep_tiered'",
+    ("resnet18", "{avg_down: 3}"): "avg_down=3 must be true or false",
+    ("resnet18", "{avg_down: 'yes'}"): "avg_down='yes' must be true or false",
+    ("resnet18", "{zero_init_last: foo}"): "zero_init_last='foo' must be true or false",
+    ("resnet18", "{replace_stem_pool: 0}"): "replace_stem_pool=0 must be true or false",
+    ("resnet18", "{down_kernel_size: -3}"): "down_kernel_size=-3 must be greater than 0",
+    ("resnet18", "{scriptable: foo}"): "scriptable='foo' must be true or false",
+    ("resnet18", "{exportable: foo}"): "exportable='foo' must be true or false",
+    ("resnet18", "{no_jit: 3}"): "no_jit=3 must be true or false",
+    ("resnet18", "{pretrained_strict: foo}"): "pretrained_strict='foo' must be true or false",
+    ("resnet18", "{layers: [1, 1, 1, 1, 1]}"): "at most 4 stages",
+    ("resnet18", "{layers: [0, 1, 1, 1]}"): "layers=[0, 1, 1, 1] must be greater than 0",
+    ("resnet18", "{layers: [true, 1, 1, 1]}"): "must be a list of integers",
+    ("resnet18", "{stem_width: 3.5}"): "stem_width=3.5 must be an integer",
+    ("resnet18", "{drop_path_rate: 1}"): "drop_path_rate=1 must be a number, 0 or more and below 1",
+    ("resnet18", "{drop_block_rate: .nan}"): "drop_block_rate=nan must be finite",
+    ("convnext_atto", "{depths: [1, 1, 1, 1, 1]}"): "at most 4 stages",
+    ("convnext_atto", "{ls_init_value: -1}"): "ls_init_value=-1 must be 0 or more",
+    ("convnext_atto", "{use_grn: foo}"): "use_grn='foo' must be true or false",
+    ("efficientnet_b0", "{pad_type: foo}"): "pad_type='foo' must be one of",
+    ("efficientnet_b0", "{bn_momentum: 2}"): "bn_momentum=2 must be greater than 0, and at most 1",
+    ("efficientnet_b0", "{bn_eps: 0}"): "bn_eps=0 must be greater than 0",
+    ("mobilenetv3_small_100", "{head_bias: foo}"): "head_bias='foo' must be true or false",
+    ("regnety_002", "{se_ratio: -1}"): "se_ratio=-1 must be 0 or more",
+    ("regnety_002", "{preact: 3}"): "preact=3 must be true or false",
+    ("swin_tiny_patch4_window7_224", "{mlp_ratio: 0}"): "mlp_ratio=0 must be greater than 0",
+    ("vit_tiny_patch16_224", "{attn_drop_rate: 2}"): "attn_drop_rate=2 must be a number",
+    ("vit_tiny_patch16_224", "{weight_init: foo}"): "weight_init='foo' must be one of",
+    ("densenet121", "{stem_type: foo}"): "stem_type='foo' must be one of",
+    ("pvt_v2_b0", "{sr_ratios: [0, 0, 0, 0]}"): "must be greater than 0",
+    ("cifar_resnet18", "{conv_bias: foo}"): "conv_bias='foo' must be true or false",
+    ("cifar_shufflenetv2", "{repeats: [0, 1, 1]}"): "must be greater than 0",
 }
 
 # Options of scripts/check_data.py.
@@ -129,13 +201,34 @@ def test_training(line: str, folder: Path, in_process: Command, monkeypatch: pyt
         monkeypatch.setenv(name, value)
     result = in_process(["train.py", *TINY, f"run_dir={folder / 'run'}", *arguments])
     assert result.returncode == 2, result.stderr
-    assert all(line.endswith(f": {folder / 'run'}") for line in result.stdout.splitlines()[:1])  # what it is about
+    where = "/etc/passwd" if "run_dir=/etc" in line else folder / "run"
+    assert all(said.endswith(f": {where}") for said in result.stdout.splitlines()[:1])  # what it is about
     assert result.stdout.count("\n") <= 1
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1, result.stderr
     for part in TRAIN[line]:
         assert part.replace("{tmp}", str(folder)) in result.stderr
     assert not list(folder.glob("run/*.pt"))
+
+
+@pytest.mark.parametrize(("backbone", "options"), BACKBONE)
+def test_options_of_a_backbone(backbone: str, options: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(BACKBONE[backbone, options])) as refused:
+        attn.create_model(backbone, **yaml.safe_load(options))
+    assert "\n" not in str(refused.value)
+
+
+def test_options_that_a_backbone_has() -> None:
+    with torch.device("meta"):
+        for backbone, options in {
+            "resnet10t": {"stem_type": "deep", "avg_down": True, "act_layer": "silu", "block_args": {"attn_layer": "se"}},
+            "efficientnet_b0": {"pad_type": "same", "bn_eps": 1e-3, "bn_momentum": np.float64(0.1), "drop_rate": 0},
+            "convnext_atto": {"ls_init_value": None, "kernel_sizes": (3, 3, 3, 3), "head_hidden_size": np.int64(8)},
+            "regnety_002": {"se_ratio": 0, "downsample": "avg", "output_stride": None},
+            "vit_tiny_patch16_224": {"img_size": 32, "reg_tokens": 4, "norm_layer": torch.nn.LayerNorm},
+            "cifar_resnet18": {"conv_bias": True},
+        }.items():
+            attn.create_model(backbone, **options)
 
 
 @pytest.mark.parametrize("line", CHECK_DATA)
@@ -148,7 +241,7 @@ def test_checking_data(line: str, folder: Path, in_process: Command) -> None:
 
 
 def test_a_pipe_or_a_socket_among_the_images_is_named(tmp_path: Path, in_process: Command) -> None:
-    """A plain open of the one would wait for ever."""
+    """A plain open of a pipe would wait forever."""
     (tmp_path / "class").mkdir()
     os.mkfifo(tmp_path / "class/pipe.png")
     with socket.socket(socket.AF_UNIX) as bound:
@@ -197,10 +290,11 @@ def test_force_cannot_continue_another_optimizer(tmp_path: Path) -> None:
 
 
 def test_torchrun_ends_with_the_error(tmp_path: Path) -> None:
-    result = call(["train.py", *LOOP, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/no/such"], ranks=2)
+    result = call_fresh(["train.py", *LOOP, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/no/such"], ranks=2)
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.strip(" =")]
-    assert "error: data.root=/no/such: no such folder" in lines[-1]
+    for line in (lines[0], lines[-1]):  # the launcher's own report comes between
+        assert "error: data.root=/no/such: no such folder" in line
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Inputs by which results would be lost, replaced or wrong without a word."""
+"""Inputs that would silently lose, replace or falsify results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def change(path: Path, **entries: Any) -> None:
     torch.save(checkpoint.read(path) | entries, path)
 
 
-# What becomes of the first line of two, and whether the file as it was must be kept aside.
+# What happens to the first of two lines, and whether the original file must be kept.
 DAMAGED_LINES = {
     "cut": lambda lines: [lines[0][:20], lines[1]],
     "not text": lambda lines: [b"\xff\xfe" + lines[0][2:], lines[1]],
@@ -401,7 +401,7 @@ def test_json_is_strict(tmp_path: Path) -> None:
 
 
 # Sources of timm that read files: an image that cannot be read is treated as an image folder's.
-TIMM = ["folder/x", "torch/image_folder"]
+TIMM = ["folder/", "torch/image_folder"]
 
 
 def image_folder(root: Path, classes: dict[str, list[str]], images: int = 8) -> Path:
@@ -420,7 +420,7 @@ def timm_options(root: Path, dataset: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "damage"), [("folder/x", None), ("torch/image_folder", b"text")], ids=["folder-truncated", "torch-text"]
+    ("dataset", "damage"), [("folder/", None), ("torch/image_folder", b"text")], ids=["folder-truncated", "torch-text"]
 )
 def test_timm_replaces_no_image_by_itself(tmp_path: Path, dataset: str, damage: bytes | None) -> None:
     root = image_folder(tmp_path / "data", {"train": ["a", "b"], "validation": ["a", "b"]})
@@ -431,7 +431,7 @@ def test_timm_replaces_no_image_by_itself(tmp_path: Path, dataset: str, damage: 
         stopped = Run(tmp_path / epoch, base=timm_options(root, dataset))
         assert stopped.wait() == [3], stopped.text
         assert str(bad) in stopped.text.splitlines()[-1]
-        if split == "validation":  # it counts: another one must not stand for it
+        if split == "validation":  # it counts: another image must not replace it
             refused = Run(tmp_path / epoch, "data.on_error=replace", base=timm_options(root, dataset))
             assert refused.wait() == [3]
         else:
@@ -450,21 +450,21 @@ def test_classes_are_compared_for_every_source(tmp_path: Path, dataset: str) -> 
 
 def test_classes_are_compared_with_those_of_a_checkpoint(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "data", {"train": ["cat", "dog"], "validation": ["cat", "dog"]})
-    finished(tmp_path / "run", base=timm_options(root, "folder/x"))
+    finished(tmp_path / "run", base=timm_options(root, "folder/"))
     other = image_folder(tmp_path / "other", {"val": ["cat", "elk"]})
     request = job.Request(str(tmp_path / "run" / "last.pt"), device="cpu", data={"root": str(other), "val_split": "val"})
     with pytest.raises(UserError, match="label 1 is 'dog' in one and 'elk' in the other"):
         job.run(request)
 
 
-@pytest.mark.parametrize("dataset", ["folder/x", "folder", "torch/image_folder"])
+@pytest.mark.parametrize("dataset", ["folder/", "folder", "torch/image_folder"])
 def test_timm_does_not_take_the_root_for_a_split(tmp_path: Path, dataset: str) -> None:
     image_folder(tmp_path, {".": ["a", "b"]})
     cfg = compose_config(timm_options(tmp_path, dataset), tmp_path / "run")
     for train in (True, False):
         with pytest.raises(ValueError, match="timm would take the whole of"):
             load_dataset(cfg.data, train)
-    same = dataclasses.replace(cfg.data, val_split="train")  # said by the user
+    same = dataclasses.replace(cfg.data, val_split="train")  # set by the user
     assert class_names(load_dataset(same, True)) == ["a", "b"]
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: down, missing, broken, continued. Training does not notice."""
+"""Weights & Biases: down, missing, broken, continued. Training is not affected."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class fake_wandb:
 
 
 def wait_for_mirror() -> None:
-    """A fault that holds training after each epoch until its row was handed to wandb: the kill then comes behind it."""
+    """A fault that pauses training after each epoch until its row was passed to wandb, so that the kill comes later."""
     update = Wandb.update
 
     def patient(self: Wandb) -> None:
@@ -86,7 +86,7 @@ def entries(record: Path) -> list[dict[str, Any]]:
 
 
 def records(content: bytes) -> list[bytes]:
-    """The records of a .wandb file: LevelDB's log format, behind a header of 7 bytes."""
+    """The records of a .wandb file: LevelDB's log format, after a header of 7 bytes."""
     found, parts, at = [], b"", 7
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:
@@ -118,7 +118,7 @@ def test_real_offline_runs_are_one_run_with_growing_steps(tmp_path: Path) -> Non
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         steps += [record.history.step.num] if record.HasField("history") else []
-    assert steps == [3, 6, 9]  # whole: what the killed process handed to wandb is not on the disk
+    assert steps == [3, 6, 9]  # whole: what the killed process passed to wandb is not on the disk
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_skipping_has_an_end(tmp_path: Path) -> None:
 
 
 def test_a_scaler_skips_counts_and_gives_up(tmp_path: Path) -> None:
-    """Each step that is skipped halves the scale. It begins low: here no finite loss overflows in half precision."""
+    """Each step that is skipped halves the scale. It starts low: here no finite loss overflows in half precision."""
     start = first_scale(2.0**6)
     finished(tmp_path / "run", "schedule.amp=fp16", faults=[start, nan_loss(1, times=2)])
     assert [row["skipped"] for row in metrics.read_metrics(tmp_path / "run")] == [2, 0]

@@ -13,7 +13,7 @@ from fault_injection import signal_in_step
 import attn
 from attn.data.loader import evaluation_data
 from attn.distributed import Ranks
-from attn.evaluation.evaluate import evaluate
+from attn.evaluation.evaluate import Settings, evaluate
 from attn.runs import checkpoint, load, metrics
 from attn.runs.fingerprint import fingerprint
 
@@ -33,7 +33,7 @@ LOOP += ["data.samples=96", "schedule.batch_size=32"]
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_the_result_is_that_of_the_plain_loop(tmp_path: Path, slot: str) -> None:
-    """Checkpointing changes no bit of weights, averaged weights, statistics and metrics, another layout the rounding alone."""
+    """Checkpointing changes no bit of weights, averages, statistics and metrics; another layout only the rounding."""
     options = [*SLOTS[slot], *LOOP, "schedule.epochs=1"]
     finished(tmp_path / "plain", *options, ranks=2)
     finished(tmp_path / "recomputed", *options, "grad_checkpointing=true", ranks=2)
@@ -70,7 +70,7 @@ def test_a_killed_run_continues_with_all_of_them(tmp_path: Path, slot: str) -> N
 def test_compiled_training_on_two_ranks(tmp_path: Path) -> None:
     """DDP, compilation, EMA, the fp16 scaler, recomputed activations, accumulation and channels_last at once.
 
-    They leave no trace in the keys, and what they learned is what eager training learns, but for the rounding of fp16.
+    The checkpoint's keys are the plain ones, and the losses are those of eager training up to the rounding of fp16.
     """
     options = [*SLOTS["ba"], *LOOP, "schedule.amp=fp16", "schedule.epochs=4"]
     finished(tmp_path / "plain", *options, ranks=2)
@@ -88,7 +88,9 @@ def test_compiled_training_on_two_ranks(tmp_path: Path) -> None:
     for kind, prefix in (("model", "val_"), ("ema", "ema_val_")):
         assert list(content[kind]) == list(load.build(cfg).state_dict())
         model = attn.load(tmp_path / "run" / "last.pt", ema=kind == "ema")
-        scores = evaluate(model, evaluation_data(cfg.data), Ranks(0, 1, torch.device("cpu")), 16, 0, "fp16", True)
+        scores = evaluate(
+            model, evaluation_data(cfg.data), Ranks(0, 1, torch.device("cpu")), Settings(16, amp="fp16", channels_last=True)
+        )
         assert scores.loss == pytest.approx(row[f"{prefix}loss"], rel=1e-2)
 
 

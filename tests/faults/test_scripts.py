@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import patience
+from commands import call
 from fault_harness import ROOT, TINY, compose_config, finished
 
 import attn
@@ -19,8 +19,7 @@ from attn.runs import directory, metrics, views
 
 
 def script(name: str, *arguments: object, timeout: float = 550) -> subprocess.CompletedProcess:
-    command = [sys.executable, f"scripts/{name}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(timeout), check=False)
+    return call([f"scripts/{name}.py", *arguments], timeout=timeout)
 
 
 def recorded(folder: Path, top1: list[float], *overrides: str, done: bool = True) -> Path:

@@ -1,4 +1,4 @@
-"""Preemption, and ranks that leave, fail or fall silent."""
+"""Preemption, and ranks that exit, fail or stop answering."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_many_signals_leave_one_valid_checkpoint(tmp_path: Path) -> None:
         stopped.signal(USR1)
         time.sleep(0.02)
     code = stopped.wait()[0]
-    assert code in (PREEMPTED, -TERM, -USR1)  # a signal behind the save, while the process leaves, may end it
+    assert code in (PREEMPTED, -TERM, -USR1)  # a signal after the save, while the process exits, may end it
     assert checkpoint.read(tmp_path / "run" / "last.pt")["step"] >= 2
     finished(tmp_path / "run")
 
@@ -182,7 +182,7 @@ def test_a_rank_that_falls_silent(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_first_step_leaves_no_checkpoint(tmp_path: Path) -> None:
-    """Else the next attempt, with another batch size, would be refused for having another config."""
+    """Otherwise the next attempt, with another batch size, would be refused because its config differs."""
     stopped = Run(tmp_path / "run", faults=[fail_in_step(0, "CUDA out of memory")])
     assert stopped.wait() == [3]
     assert "error: step 0: CUDA out of memory; there is no checkpoint yet" in stopped.text

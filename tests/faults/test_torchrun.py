@@ -1,4 +1,4 @@
-"""What torchrun and SLURM's script make of a run: few tests, for every process imports torch again."""
+"""Runs under torchrun and SLURM's script: few tests, because every process imports torch again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import patience
-from fault_harness import RICH, ROOT, STEPS, TINY
+from fault_harness import RICH, ROOT, STEPS, TINY, finished
 
 from attn.runs import checkpoint, directory
 from attn.runs.fingerprint import fingerprint
@@ -96,8 +96,7 @@ def test_sigterm_to_torchrun(tmp_path: Path, uninterrupted: Reference) -> None:
     assert not (run_dir / directory.DONE).exists()
     assert f"error: SIGTERM: saved {run_dir / 'last.pt'} at step" in launched.text
     assert 1 <= checkpoint.read(run_dir / "last.pt")["step"] < STEPS
-    again = Launched(torchrun("train.py", *RICH, "data.workers=0", f"run_dir={run_dir}"), tmp_path / "again")
-    assert again.wait() == 0, again.text
+    finished(run_dir, "data.workers=0", base=RICH, ranks=2)
     assert fingerprint(run_dir) == uninterrupted(2)
 
 
@@ -126,27 +125,17 @@ def cluster(tmp_path: Path) -> dict[str, str]:
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
-    return {**job, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": sys.executable, "RANKS_PER_NODE": "2"}
+    return {**job, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": sys.executable, "RANKS_PER_NODE": "1"}
 
 
-@pytest.fixture(params=["torchrun", "older torchrun"])
-def any_cluster(request: pytest.FixtureRequest, tmp_path: Path, cluster: dict[str, str]) -> dict[str, str]:
-    """With a torchrun that can be told of SIGUSR1, and with one that neither lists that option nor takes it."""
-    if request.param == "torchrun":
-        return cluster
-    python = tmp_path / "bin" / "python"
-    refuse = 'case "$*" in *--signals-to-handle*) exit 2;; *torch.distributed.run*--help*) exit 0;; esac'
-    python.write_text(f'#!/bin/bash\n{refuse}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    return {**cluster, "PYTHON": str(python)}
+def slurm(run_dir: Path, output: Path, cluster: dict[str, str]) -> Launched:
+    return Launched(["bash", "scripts/slurm.sh", *TINY, "data.workers=1", f"run_dir={run_dir}"], output, cluster)
 
 
-@pytest.mark.slow
-def test_the_slurm_script_requeues_until_done(tmp_path: Path, any_cluster: dict[str, str]) -> None:
-    cluster, run_dir = any_cluster, tmp_path / "run"
-    command = ["bash", "scripts/slurm.sh", *TINY, "data.workers=1", f"run_dir={run_dir}"]
+def expect_requeued(tmp_path: Path, run_dir: Path, cluster: dict[str, str]) -> None:
+    """Starts a job, and sends it SIGUSR1 in its first step: it must save, and be queued again."""
     slow = {"TRAIN": f"{HERE / 'broken_train.py'} 0 slow_steps(1.0)"}
-    launched = Launched(command, tmp_path / "output", {**cluster, **slow})
+    launched = slurm(run_dir, tmp_path / "output", {**cluster, **slow})
     launched.wait_for("step 1/6")
     torchrun_process = int((tmp_path / "srun.pid").read_text())
     step = {torchrun_process, *ranks_of(run_dir)} - {launched.process.pid}
@@ -156,11 +145,26 @@ def test_the_slurm_script_requeues_until_done(tmp_path: Path, any_cluster: dict[
     assert "error: SIGUSR1: saved" in launched.text
     assert not (run_dir / directory.DONE).exists()
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
-    again = Launched(command, tmp_path / "again", cluster)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_requeues_until_done(tmp_path: Path, cluster: dict[str, str]) -> None:
+    run_dir = tmp_path / "run"
+    expect_requeued(tmp_path, run_dir, cluster)
+    again = slurm(run_dir, tmp_path / "again", {**cluster, "TRAIN": "-m attn.train", "RANKS_PER_NODE": "2"})
     assert again.wait() == 0, again.text
     assert "continuing from" in again.text
     assert (run_dir / directory.DONE).exists()
     assert (tmp_path / "scontrol").read_text() == "requeue 77\n"
+
+
+def test_the_slurm_script_requeues_with_an_older_torchrun(tmp_path: Path, cluster: dict[str, str]) -> None:
+    """One that neither lists the option for SIGUSR1 nor takes it."""
+    python = tmp_path / "bin" / "python"
+    refuse = 'case "$*" in *--signals-to-handle*) exit 2;; *torch.distributed.run*--help*) exit 0;; esac'
+    python.write_text(f'#!/bin/bash\n{refuse}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    expect_requeued(tmp_path, tmp_path / "run", {**cluster, "PYTHON": str(python)})
 
 
 def test_the_slurm_script_does_not_requeue_what_cannot_start(tmp_path: Path, cluster: dict[str, str]) -> None:

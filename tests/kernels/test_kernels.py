@@ -1,4 +1,4 @@
-"""The end of a block as one operator: equal to the modules it stands for, in any form, and kept small."""
+"""The end of a block as one operator: equal to the modules that it replaces, in any form, and with little memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compiled(kernel_cache: Path) -> Any:
 
 
 def model(name: Any, backbone: str = "resnet50", kernels: Any = "fused", **options: Any) -> nn.Module:
-    """A small network whose norms are not those of a fresh one."""
+    """A small network whose norms are not as initialised."""
     torch.manual_seed(0)
     built = attn.create_model(backbone, name, 5, kernels=kernels, **{**SMALL, **options})
     for module in built.modules():
@@ -354,14 +354,14 @@ def test_sync_batch_norm_runs_as_itself() -> None:
 
 
 class Louder(SRM):
-    """Says how a map is scaled, and nothing of vectors."""
+    """Overrides how a map is scaled, and nothing for vectors."""
 
     def scale(self, x: Tensor, weights: Tensor) -> Tensor:
         return super().scale(x, 2 * weights)
 
 
 class Peak(Gate):
-    """Squeezes what no moment tells."""
+    """Its squeeze does not follow from mean and variance."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Options of the computation with every attention: what they leave as it is, module by module."""
+"""Options of the computation with every attention: module by module, what they must not change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from networks import PAIRS, build, fitting
+from networks import build, fitting
 from timm.layers import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 import attn
 
 
-@pytest.mark.parametrize(("backbone", "attention"), PAIRS)
-def test_sync_bn_takes_every_batch_norm(backbone: str, attention: str) -> None:
-    """torch runs SyncBatchNorm in training on GPUs only; here it is converted, and evaluated."""
-    model = build(backbone, attention).eval()
+@pytest.mark.parametrize("attention", attn.list_attentions())
+def test_sync_bn_takes_every_batch_norm(attention: str) -> None:
+    """torch runs SyncBatchNorm in training on GPUs only; here it is converted, and evaluated. Families: test_models.py."""
+    model = build(fitting(attention), attention).eval()
     converted = convert_sync_batchnorm(copy.deepcopy(model)).eval()
     assert not [name for name, m in converted.named_modules() if isinstance(m, (BatchNorm1d, BatchNorm2d))]
     assert sum(isinstance(m, SyncBatchNorm) for m in converted.modules()) == sum(

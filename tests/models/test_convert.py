@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere: every listing of the authors, timm, torchvision, starts for fine-tuning, and what is refused."""
+"""Checkpoints of the authors, timm and torchvision: every listing, starts for fine-tuning, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from commands import TINY, call, composed
-from parity import LISTINGS, NETWORKS, authors_file, check_listing, converted, fill, listing, theirs
+from parity import LISTINGS, NETWORKS, authors_file, check_listing, converted, dct, fill, listing, theirs
 from safetensors.torch import save_file
+from torchvision.models import regnet
 
 import attn
 from attn.distributed import launch
 from attn.errors import UserError
 from attn.models import convert
-from attn.runs import checkpoint
+from attn.runs import checkpoint, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.convert import Report, config_of, convert_file
 from attn.training.setup import prepare
@@ -259,25 +260,53 @@ def test_timms_weights_give_timms_outputs(name: str, tmp_path: Path) -> None:
         assert torch.equal(attn.load(tmp_path / "out.pt")(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mnasnet1_0"])
+# One of each family.
+TORCHVISION = ["resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mnasnet1_0", "shufflenet_v2_x1_0"]
+TORCHVISION += ["mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "vit_b_16"]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_weights_give_torchvisions_outputs(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     torch.save(model.state_dict(), tmp_path / "in.pth")
     convert_file("torchvision", name, tmp_path / "in.pth", tmp_path / "out.pt")
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(1, 3, 224, 224) if name in ("swin_t", "vit_b_16") else torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(attn.load(tmp_path / "out.pt")(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", convert.SOURCES["torchvision"])
-def test_names_and_shapes_are_torchvisions(name: str) -> None:
+def test_names_and_shapes_are_torchvisions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = convert.SOURCES["torchvision"][name]
+    compute = regnet.BlockParams.from_init_params
+
+    def on_the_cpu(**settings: Any) -> regnet.BlockParams:
+        with torch.device("cpu"):  # its widths are computed by tensors
+            return compute(**settings)
+
+    monkeypatch.setattr(regnet.BlockParams, "from_init_params", on_the_cpu)
     with torch.device("meta"):
-        model = attn.create_model(config_of(architecture, name).backbone["name"])
+        model = load.build(config_of(architecture, name))
         expected = {k: tuple(t.shape) for k, t in torchvision.models.get_model(name, weights=None).state_dict().items()}
     given = architecture.tensors({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
-    assert dict(given.values()) == expected
+    constants = {} if architecture.constants is None else architecture.constants(model)
+    assert dict(given.values()) | {key: tuple(value.shape) for key, value in constants.items()} == expected
+
+
+def test_fcanets_frequencies_are_compared(tmp_path: Path) -> None:
+    """FcaNet-LF and others have the same names and shapes, and other values."""
+    name = "layer2.1.att.dct_layer.weight"
+    tensors = authors_file("fcanet50", tmp_path / "in.pth")
+    tensors[name] = tensors[name].flip(0)
+    torch.save(tensors, tmp_path / "in.pth")
+    with pytest.raises(BadCheckpoint, match=f"is not fcanet50 of bridge-attention: {name} has other values"):
+        convert_file("bridge-attention", "fcanet50", tmp_path / "in.pth", tmp_path / "out.pt")
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in theirs_of("fcanet50").items()}
+    halves[name] = dct(512, 28).half()
+    torch.save(halves, tmp_path / "half.pth")  # the other blocks' may be absent
+    report = convert_file("bridge-attention", "fcanet50", tmp_path / "half.pth", tmp_path / "out.pt")
+    assert report.dropped == [name]
 
 
 def test_a_start_takes_what_fits_and_reports_the_rest(tmp_path: Path) -> None:
@@ -344,7 +373,7 @@ def test_the_script_converts_and_eval_takes_the_result(tmp_path: Path) -> None:
 
 
 def test_an_se_mobilenetv3_of_the_ba_net_authors_computes_what_its_layers_say(tmp_path: Path) -> None:
-    """MobileNetV3-small by the names of its checkpoint: the gate comes before the activation, but after it in the first block."""
+    """MobileNetV3-small, written out by its checkpoint's names: gate before activation, in the first block after it."""
     t = weights("mobilenetv3_small_banet")
 
     def conv(x: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:

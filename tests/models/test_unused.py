@@ -1,4 +1,4 @@
-"""Parameters that no forward uses do not stop several ranks."""
+"""Parameters that no forward pass uses do not block training on several ranks."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_unused_layers_of_the_authors_are_known() -> None:
 
 
 def printed() -> dict[str, tables.Build]:
-    """The distinct networks of all printed commands, by the first row of each. ResNets that differ only in depth count once, with
-    five blocks: what an attention holds depends on which block is the first of the network or of its stage.
+    """The distinct networks of all printed commands, by the first row of each. ResNets that differ only in depth count once,
+    with five blocks: what an attention holds depends on which block is the first of the network or of its stage.
     """
     found: dict[str, tuple[str, tables.Build]] = {}
     for row in tables.with_alternatives((*tables.load_rows(), *tables.load_computed())):

@@ -181,7 +181,7 @@ def test_size_on_the_pointwise_convolutions_of_mobilenet() -> None:
     ("first", "blocks", "added"), [(1, [1, 3, 5, 7, 9, 11, 13], 246_392), (2, [2, 4, 6, 8, 10, 12], 202_352)]
 )
 def test_every_second_depthwise_separable_convolution_of_mobilenet(first: int, blocks: list[int], added: int) -> None:
-    """By the text of the paper; which of each pair it is, it does not tell."""
+    """As the paper's text says; it does not say which of each pair."""
     with torch.device("meta"):
         plain = attn.create_model("mobilenetv1_100")
         model = attn.create_model("mobilenetv1_100", {"conv": partial(AW, every=2, first=first), "convs": "pointwise"})

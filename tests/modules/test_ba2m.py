@@ -34,7 +34,7 @@ def size(module: nn.Module) -> int:
 
 
 def awake(module: nn.Module) -> nn.Module:
-    """Random parameters, so that no branch is silent and no two are equal."""
+    """Random parameters, so that no branch is zero and no two are equal."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator).to(parameter)
@@ -271,7 +271,7 @@ def test_batch_size_does_not_matter_in_eval() -> None:
 @pytest.mark.parametrize("variant", ["equations", "fitted"])
 @pytest.mark.parametrize("scale", ["softmax", "softmax_times_n"])
 def test_softmax_over_the_test_batch(variant: str, scale: str) -> None:
-    """Every image times exp(s) over the sum, whatever number of images a batch has; `batch` plays no part."""
+    """Every image times exp(s) over the sum, for any number of images in a batch; `batch` does not matter."""
     module = awake(BA2M(site(16), 4, variant=variant, scale=scale, inference="softmax", batch="global")).eval()
     for images in (5, 2, 1):
         x = torch.randn(images, 16, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""SE, ECA, BA and its variants: results by the equations, timm's weights, where they stand, errors."""
+"""SE, ECA, BA and its variants: results by the equations, timm's weights, positions, errors."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_q_layers_before_are_bridged_across_blocks(cls, q):
     ],
 )
 def test_q_for_every_family(backbone, attention):
-    """Every block reaches over the block before, every bridge learns, and one block's own layers are what q of its own gives."""
+    """Every block also bridges the block before it, every bridge learns, and q of the block's own size is q=None."""
     mapping = groups.load("attention", attention)
     mapping["block"] |= {"q": 5, "reduction": 2}
     torch.manual_seed(0)

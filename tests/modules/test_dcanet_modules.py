@@ -529,7 +529,7 @@ def test_chains_keep_bfloat16_maps_and_do_not_mix_images(name):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains_have_the_gradients_of_finite_differences(name):
-    """In double precision, from the last map to the first site's parameters: through everything that is handed on."""
+    """In double precision, from the last map to the first site's parameters: through all states."""
     cls, make_site, options = CHAINS[name]
     modules = chain(cls, make_site, **options).double()
     first = [p for n, p in modules.named_parameters() if n.startswith("0.")]
@@ -628,7 +628,7 @@ MNASNET = (16, [(3, 24, 3), (3, 40, 3), (3, 80, 6), (2, 96, 6), (4, 192, 6), (1,
 
 
 def mobile_sites(network: Any, slot: str) -> list[Site]:
-    """Sites as a mobile backbone gives them: behind the last convolution (end), or the depthwise convolution (conv)."""
+    """Sites as a mobile backbone gives them: after the last convolution (end), or the depthwise convolution (conv)."""
     width, stacks = network
     sites: list[Site] = []
     for stage, (blocks, out, expansion) in enumerate(stacks, start=1):

@@ -1,4 +1,4 @@
-"""What papers share, and that they share nothing else."""
+"""Helpers that several papers share; papers import nothing else from each other."""
 
 from __future__ import annotations
 

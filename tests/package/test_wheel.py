@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from commands import ROOT, TINY, patience
+from commands import NARROW, ROOT, patience
 
 import attn
 
@@ -73,7 +73,7 @@ def test_the_wheel_trains_and_evaluates_in_another_folder(installed: Path, tmp_p
     assert Path(path).is_relative_to(installed.parent)
     assert int(attentions) == len(attn.list_attentions())
 
-    run([str(installed / "attn-train"), *TINY, "attention=se", "schedule.batch_size=256"], tmp_path)
+    run([str(installed / "attn-train"), *NARROW, "attention=se", "schedule.batch_size=256"], tmp_path)
     (folder,) = (tmp_path / "runs").glob("resnet10t-se-digits*/seed0")
     (row,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

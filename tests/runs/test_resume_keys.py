@@ -14,8 +14,8 @@ from attn.runs import directory
 MAY_DIFFER = {
     "run_dir", "resume", "force", "device", "channels_last", "compile", "grad_checkpointing", "deterministic", "nonfinite",
     "max_skipped", "dist_timeout", "log_every", "save_every_steps", "save_every_minutes", "save_error", "pretrained", "init",
-    "attention_name", "data.root", "data.workers", "data.name", "data.on_error", "schedule.name", "logger.csv", "logger.plot",
-    "logger.wandb", "logger.wandb_project", "logger.wandb_mode",
+    "attention_name", "data.root", "data.workers", "data.name", "data.on_error", "schedule.name", "logger.csv",
+    "logger.plot", "logger.wandb", "logger.wandb_project", "logger.wandb_mode",
 }  # fmt: skip
 RUN = Config({"name": "resnet50", "width": 1}, {"block": {"reduction": 4}}, Data(), Schedule(), Logger())
 

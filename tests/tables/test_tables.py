@@ -1,4 +1,4 @@
-"""The papers' tables: complete data, every row built and equal to what was printed, commands that compose, runs that are found."""
+"""The papers' tables: data complete, every row built and equal to what is printed, commands compose, runs are found."""
 
 import dataclasses
 import importlib.util
@@ -54,8 +54,9 @@ def test_every_row_that_does_not_reproduce_says_why_and_every_other_what_it_is()
             assert row.reason or row.note, row.id
 
 
+@pytest.mark.slow
 def test_the_rows_agree_with_what_is_printed(results: dict[str, tables.Result]) -> None:
-    """The heart of it: all networks of all tables, on the meta device."""
+    """All networks of all tables, on the meta device."""
     assert {key: r.reason for key, r in results.items() if r.verdict == WRONG} == {}
     counted = [r for r in results.values() if r.row.reproduced and r.verdict != UNCOUNTED]
     assert all(r.verdict == EQUAL for r in counted)
@@ -65,6 +66,7 @@ def test_the_rows_agree_with_what_is_printed(results: dict[str, tables.Result]) 
         assert r.verdict == EQUAL or r.reason, r.row.id
 
 
+@pytest.mark.slow
 def test_parameters_are_exactly_those_of_the_definitions(results: dict[str, tables.Result]) -> None:
     """`measured` comes from the authors' modules, or from independent builds of the definitions."""
     different = {}
@@ -262,6 +264,7 @@ def test_the_rows_of_ba2ms_table_vi_are_comparable() -> None:
     assert rows[5]["stage"] == rows[6]["stage"] == rows[7]["stage"] == rows[8]["stage"]["parts"][1]
 
 
+@pytest.mark.slow
 def test_other_forms_are_built_and_counted(results: dict[str, tables.Result]) -> None:
     for row in FORMS:
         result = results[row.id]
@@ -365,7 +368,7 @@ def test_every_printed_score_is_a_metric_of_its_row() -> None:
 
 
 def test_scores_stand_beside_the_printed_ones_with_their_statistics(tmp_path: Path) -> None:
-    """By hand: 77, 78 and 80.5 have mean 78.5, median 78, squares of the deviations 2.25 + 0.25 + 4 = 6.5, std sqrt(3.25)."""
+    """By hand: 77, 78 and 80.5 have mean 78.5, median 78, squared deviations 2.25 + 0.25 + 4 = 6.5, std sqrt(3.25)."""
     row = the_row("ba_net/2/1")
     assert row.build is not None
     for seed, top1 in enumerate([77.0, 78.0, 80.5]):
@@ -528,7 +531,7 @@ def test_mistakes_are_answered(
 
 
 def test_the_headline_of_ba_net_v2() -> None:
-    """Its abstract alone is at hand: 80.49 (+1.61) and 81.75 (+0.77, +0.52 over SE)."""
+    """Only its abstract is available: 80.49 (+1.61) and 81.75 (+0.77, +0.52 over SE)."""
     rows = tables.load_rows("ba_net", "v2 abstract")
     values = {(row.model, row.method): row.top1 for row in rows}
     best50, best101 = values["ResNet-50", "BAv2"], values["ResNet-101", "BAv2"]

@@ -1,4 +1,4 @@
-"""What decides which epoch is the best and when a run ends, the scores for it, and what a run says while it goes on."""
+"""What decides which epoch is the best and when a run ends, the scores for it, and what a run prints meanwhile."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ SMALL = [
 
 
 def test_early_stopping_and_scores_on_two_ranks(tmp_path: Path, in_process) -> None:
-    """With nothing learned the second epoch is no better: the run is finished, and is found so again."""
+    """Nothing is learned, so the second epoch is no better: the run is finished, and stays finished."""
     command = ["train.py", *SMALL, f"run_dir={tmp_path / 'run'}", "early_stop=1", "monitor=macro_f1", "metrics=[mcc]"]
     command += ["schedule.ema_decay=0", "log_every=1"]
     result = call(command, ranks=2)

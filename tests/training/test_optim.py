@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from commands import composed
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
 
 from attn import create_model
+from attn.config.parse import validate
 from attn.config.schema import Schedule
-from attn.training.optim import build_optimizer, classify, learning_rate, total_steps
+from attn.errors import UserError
+from attn.runs import checkpoint
+from attn.training import optimizers
+from attn.training.optim import build_optimizer, classify, learning_rate, set_learning_rate, total_steps
 
 PER_EPOCH = 10
 
@@ -119,3 +126,83 @@ def test_adamw() -> None:
     optimizer = build_optimizer(Schedule(optimizer="adamw", betas=[0.8, 0.9]), nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.8, 0.9)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4, 3))
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, which: range) -> None:
+    for step in which:
+        torch.manual_seed(step)
+        set_learning_rate(optimizer, 0.01 / (1 + step))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, 3, 4, 4)), torch.randint(0, 3, (8,))).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", optimizers.names())
+def test_continued_from_a_file_every_optimizer_makes_the_same_steps(name: str, tmp_path: Path) -> None:
+    schedule = Schedule(optimizer=name, lr=0.01, weight_decay=0.05, no_decay=["norm", "bias"])
+    whole = network()
+    steps(whole, build_optimizer(schedule, whole), range(6))
+    first = network()
+    optimizer = build_optimizer(schedule, first)
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == [0.05, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 4]
+    steps(first, optimizer, range(3))
+    content = {"model": first.state_dict(), "config": {}, "optimizer": optimizer.state_dict()}
+    checkpoint.write(content, tmp_path / "last.pt")
+    read = checkpoint.read(tmp_path / "last.pt")
+    second = network()
+    optimizer = build_optimizer(schedule, second)
+    second.load_state_dict(read["model"])
+    optimizer.load_state_dict(read["optimizer"])
+    steps(second, optimizer, range(3, 6))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
+    assert not torch.equal(whole[0].weight, network()[0].weight)
+
+
+def test_options_are_those_of_the_optimizer() -> None:
+    lamb = optimizers.build(
+        Schedule(optimizer="lamb", optimizer_options={"betas": [0.8, 0.9]}), [{"params": [nn.Parameter(torch.ones(1))]}]
+    )
+    assert lamb.defaults["betas"] == (0.8, 0.9)
+    clipped = Schedule(optimizer="adamw", optimizer_options={"amsgrad": True})
+    assert build_optimizer(clipped, nn.Linear(2, 2)).defaults["amsgrad"] is True
+    lion = optimizers.build(Schedule(optimizer="lion"), [{"params": [nn.Parameter(torch.ones(1))]}])
+    assert lion.defaults["betas"] == (0.9, 0.99)  # its own, not AdamW's
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lamp", {}, "schedule.optimizer=lamp: unknown optimizer 'lamp': did you mean 'lamb'\\? choose from adabelief, "),
+        ("adahessian", {}, "it needs a backward pass through the gradients"),
+        ("kron", {}, "compiles it anew for each shape"),
+        ("fusedlamb", {}, "it needs NVIDIA's apex"),
+        ("lamb", {"trust": 1}, "unknown option 'trust': did you mean 'trust_clip'"),
+        ("lamb", {"lr": 1}, "unknown option 'lr'"),
+        ("sgd", {"momentum": 0.5}, "unknown option 'momentum'"),
+        ("lamb", {"eps": -1}, "schedule.optimizer=lamb .*: Invalid epsilon: -1"),
+        ("lamb", {"eps": math.nan}, "must be a finite number"),
+        ("adopt", {"betas": [0.9]}, "schedule.optimizer=adopt"),
+    ],
+)
+def test_wrong_names_and_options_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optimizers.check(Schedule(optimizer=name, optimizer_options=options))
+
+
+def test_second_order_optimizers_are_refused_by_their_property() -> None:
+    assert {name for name in list_optimizers() if get_optimizer_info(name).second_order}.isdisjoint(optimizers.names())
+
+
+@pytest.mark.parametrize("change", [{"nesterov": True}, {"momentum": 0.8}, {"betas": [0.9, 0.95]}])
+def test_keys_that_an_optimizer_does_not_read_are_refused(change: dict[str, object]) -> None:
+    cfg = composed("data=fake")
+    with pytest.raises(UserError, match=r"schedule\.optimizer=lamb does not read it"):
+        validate(replace(cfg, schedule=replace(cfg.schedule, optimizer="lamb", **change)))

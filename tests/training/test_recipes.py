@@ -1,4 +1,4 @@
-"""The papers' recipes: the learning rate at chosen steps, and the settings that their sources tell."""
+"""The papers' recipes: the learning rate at chosen steps, and the settings that their sources give."""
 
 import math
 from functools import cache

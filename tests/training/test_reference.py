@@ -1,4 +1,4 @@
-"""The loop against plain torch: what it does to the weights, written down a second time without any of its code."""
+"""The loop against plain torch: its updates, written a second time without any of its code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from attn import rng
 from attn.config import parse
 from attn.config.groups import config_dir
 from attn.config.schema import Config
-from attn.data.loader import Batch, train_data
+from attn.data.ahead import Ahead
+from attn.data.loader import Batch, to_device, train_data
 from attn.distributed import Ranks
 from attn.errors import TrainingStopped
 from attn.evaluation.evaluate import Scores
@@ -63,7 +64,8 @@ def initial(cfg: Config) -> nn.Module:
 def step_batches(cfg: Config) -> list[list[Batch]]:
     """The parts of each step's batch."""
     data = train_data(cfg.data, 8, 2, cfg.seed, CPU)
-    parts = list(data.batches(0, STEPS, CPU))
+    pixels = data.dataset.pixels
+    parts = [to_device(part, CPU.device, False, pixels) for part in data.batches(0, STEPS, CPU)]
     return [parts[i : i + 2] for i in range(0, 2 * STEPS, 2)]
 
 
@@ -129,7 +131,7 @@ def rates(lr: float) -> list[float]:
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, dict[str, Tensor]], start: nn.Module, tolerance: float) -> None:
-    """Weights and averaged weights moved alike, to a share of the largest movement."""
+    """Weights and averaged weights moved equally, up to a fraction of the largest movement."""
     before = dict(start.named_parameters())
     for key in ("model", "ema"):
         moved = max(float((expected[key][name] - before[name]).detach().abs().max()) for name in before)
@@ -245,7 +247,7 @@ def test_every_step_part_rank_and_seed_draws_its_own_numbers(tmp_path: Path, mon
         cfg = config(tmp_path / f"{seed}-{rank}-{len(drawn)}", f"seed={seed}")
         run = setup.prepare(cfg, tmp_path, Ranks(rank, 1, CPU.device), StopRequest(), None)
         assert run is not None
-        parts = iter([part for step in step_batches(cfg)[:2] for part in step])
+        parts = Ahead(iter([part for step in step_batches(cfg)[:2] for part in step]), CPU.device)
         start = len(drawn)
         for _ in range(2):
             loop.train_step(run, parts)

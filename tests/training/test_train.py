@@ -1,4 +1,4 @@
-"""The main job from end to end, on real digits: train, evaluate, resume, on one rank and on two."""
+"""Whole runs on real digits: train, evaluate, resume, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, call
+from commands import NARROW, TINY, call
 
 import attn
 
@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     extras = ["schedule.ema_decay=0.9", "schedule.mixup=0.2", "schedule.cutmix=1.0", "schedule.label_smoothing=0.1"]
     extras += ["schedule.clip_grad=1.0", "schedule.accumulate=2", "schedule.amp=bf16", "channels_last=true", "logger=csv"]
-    result = call(["train.py", *TINY, "attention=ba", "schedule.epochs=2", f"run_dir={folder}", *extras])
+    result = call(["train.py", *NARROW, "attention=ba", "schedule.epochs=2", f"run_dir={folder}", *extras])
     assert result.returncode == 0, result.stderr
     assert str(folder / "best.pt") in result.stdout
     assert str(folder / "curves.png") in result.stdout
@@ -106,15 +106,15 @@ def test_the_same_command_says_that_it_is_finished(finished: Path, in_process) -
         f"schedule.{k}={content['schedule'][k]}"
         for k in ("ema_decay", "mixup", "cutmix", "label_smoothing", "clip_grad", "accumulate", "amp")
     ]
-    again = in_process(["train.py", *TINY, *overrides])
+    again = in_process(["train.py", *NARROW, *overrides])
     assert again.returncode == 0, again.stderr
     assert "finished already: 2 epochs" in again.stdout
     assert (finished / "last.pt").stat().st_mtime_ns == before
-    changed = in_process(["train.py", *TINY, *overrides, "schedule.lr=0.2", "seed=1"])
+    changed = in_process(["train.py", *NARROW, *overrides, "schedule.lr=0.2", "seed=1"])
     assert changed.returncode == 2
     assert "seed: 0 -> 1" in changed.stderr
     assert "schedule.lr: 0.05 -> 0.2" in changed.stderr
-    never = in_process(["train.py", *TINY, *overrides, "resume=never"])
+    never = in_process(["train.py", *NARROW, *overrides, "resume=never"])
     assert never.returncode == 2
     assert "resume=never" in never.stderr
 
@@ -125,7 +125,7 @@ def test_a_longer_run_starts_from_a_checkpoint_only_when_forced(finished: Path, 
     shutil.copy(finished / "last.pt", copy)
     overrides = [f"run_dir={tmp_path / 'longer'}", "attention=ba", "schedule.epochs=3", f"resume={copy}", "force=true"]
     overrides += ["schedule.ema_decay=0.9", "schedule.accumulate=2"]
-    result = in_process(["train.py", *TINY, *overrides])
+    result = in_process(["train.py", *NARROW, *overrides])
     assert result.returncode == 0, result.stderr
     assert "at step 44 of 66" in result.stdout
     assert [row["epoch"] for row in rows(tmp_path / "longer")] == [1, 2, 3]
@@ -139,7 +139,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
         extras = ["+backbone.norm_layer=groupnorm1", "attention=se", "schedule.lr=0.002"]
-        result = call(["train.py", *TINY, f"run_dir={folder}", *extras], ranks)
+        result = call(["train.py", *NARROW, f"run_dir={folder}", *extras], ranks)
         assert result.returncode == 0, result.stderr
         histories.append(rows(folder))
     for one, two in zip(*histories, strict=True):
@@ -169,7 +169,7 @@ def test_ba2m_is_tested_by_the_softmax_over_the_test_batch(tmp_path: Path, in_pr
     """Each batch size and each way has its own scores and its own file; off is the identity for all of them."""
     folder = tmp_path / "run"
     settings = ["attention=ba2m", "attention.stage.zero_init=false", "data.samples=128", f"run_dir={folder}"]
-    result = in_process(["train.py", *TINY, *settings])
+    result = in_process(["train.py", *NARROW, *settings])
     assert result.returncode == 0, result.stderr
     losses = {}
     for inference, batch_size in (("off", 7), ("off", 100), ("softmax", 1), ("softmax", 7), ("softmax", 100), ("sar", 7)):
@@ -209,7 +209,7 @@ def test_an_attention_from_outside_the_package(tmp_path: Path) -> None:
     (tmp_path / "attention" / "mine.yaml").write_text("block: {_target_: mine.Mine, bias: true}\n")
     extras = [f"hydra.searchpath=[file://{tmp_path}]", "attention=mine", "attention.block.bias=false"]
     folder = tmp_path / "run"
-    result = call(["train.py", *TINY, *extras, f"run_dir={folder}"], env={"PYTHONPATH": str(tmp_path)})
+    result = call(["train.py", *NARROW, *extras, f"run_dir={folder}"], env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     saved = weights(folder / "last.pt")
     assert "layer1.0.se.fc.weight" in saved
@@ -220,7 +220,10 @@ def test_an_attention_from_outside_the_package(tmp_path: Path) -> None:
 
 def test_a_sweep_keeps_its_cells_apart(tmp_path: Path) -> None:
     pattern = f"run_dir={tmp_path}/${{attention_name}}/seed${{seed}}"
-    result = call(["train.py", *TINY, pattern, "attention=none,se", "seed=0,1", "schedule.batch_size=256", "-m"])
+    elsewhere = [f"hydra.sweep.dir={tmp_path}"]
+    result = call(
+        ["train.py", *NARROW, pattern, "attention=none,se", "seed=0,1", "schedule.batch_size=256", *elsewhere, "-m"]
+    )
     assert result.returncode == 0, result.stderr
     assert sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("DONE")) == [
         "none/seed0", "none/seed1", "se/seed0", "se/seed1",
@@ -228,7 +231,7 @@ def test_a_sweep_keeps_its_cells_apart(tmp_path: Path) -> None:
 
 
 def test_dreal_trains_its_critic(tmp_path: Path) -> None:
-    """An attention's own objective is part of the loss, also where DDP demands a gradient for every parameter."""
+    """An attention's own objective is part of the loss, also under DDP, which needs a gradient for every parameter."""
     folder = tmp_path / "run"
     result = call(["train.py", *TINY, "attention=dreal", "schedule.batch_size=512", f"run_dir={folder}"], ranks=2)
     assert result.returncode == 0, result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attn.config import groups
-from attn.models.convert import ba_v2, bridge_attention, dcanet, timm
+from attn.models.convert import ba_v2, bridge_attention, dcanet, timm, torchvision
 from attn.models.convert.protocol import Architecture
 
 AUTHORS: dict[str, Mapping[str, Architecture]] = {
@@ -13,7 +13,7 @@ AUTHORS: dict[str, Mapping[str, Architecture]] = {
     "ba-v2": ba_v2.ARCHITECTURES,
     "dcanet": dcanet.ARCHITECTURES,
 }
-SOURCES: dict[str, Mapping[str, Architecture]] = {**AUTHORS, "torchvision": timm.TORCHVISION}
+SOURCES: dict[str, Mapping[str, Architecture]] = {**AUTHORS, "torchvision": torchvision.ARCHITECTURES}
 CHOICES = (*SOURCES, "timm")
 ENDINGS = ("_bav2repo", "_banet", "_dcanet", "_ksize3557", "_inferred")  # which a name may do without
 

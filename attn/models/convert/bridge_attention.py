@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from torch import Tensor, nn
+
 from attn.models.convert.protocol import Architecture, Shape, Shapes, Tensors, blocks, renamed
+from attn.modules.fca import DCT
 
 Outer = Callable[[str, Mapping[tuple[int, int], int]], str]  # of a key outside the slots, and the blocks' depths
 
@@ -128,7 +131,17 @@ EFFICIENT: dict[str, Any] = {"sites": "native", "block.reduction": 6, "block.act
 EFFICIENT_DATA = {"test_resize": 224, "test_interpolation": "bicubic"}
 ECA: dict[str, Any] = {"block.kernel_size": [3, 5, 5, 7]}
 GATES = r"gate[1-4]\.0\.weight|layer[1-4]\.\d+\.Gate\.0\.weight"  # of ResNeXt-50, which its forward pass has no use for
-DCT = r"layer[1-4]\.\d+\.att\.dct_layer\.weight"  # buffers that the settings of FcaNet determine
+
+
+def dct_weights(model: nn.Module) -> dict[str, Tensor]:
+    """FcaNet's buffers, which tell its choice of frequencies: [C, S, S] of each block."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DCT):
+            own = DCT(len(module.part), module.size)  # the model's may be on the meta device
+            found[f"{name.removesuffix('.se.dct')}.att.dct_layer.weight"] = own.basis[own.part]
+    return found
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     **{f"ba_resnet{n}": Architecture(f"resnet{n}", "ba", _resnet("ba", BA)) for n in (18, 34, 50, 101, 152)},
@@ -159,6 +172,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         EFFICIENT_DATA,
     ),
     **{f"se_resnet{n}_banet": Architecture(f"resnet{n}", "se", _resnet("se", SE), {"block.bias": False}) for n in (50, 101)},
-    **{f"fcanet{n}": Architecture(f"resnet{n}", "fca", _resnet("att", SE), dropped=DCT) for n in (50, 101)},
+    **{f"fcanet{n}": Architecture(f"resnet{n}", "fca", _resnet("att", SE), constants=dct_weights) for n in (50, 101)},
     **{f"eca_resnet{n}_ksize3557": Architecture(f"resnet{n}", "eca", _resnet("eca", {}), ECA) for n in (50, 101)},
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from attn.models.convert.protocol import Architecture, Shape, Shapes, Tensors, blocks, renamed, same
 
-# What stands in a slot, and what the authors call it, below the name of the holder.
+# What is in a slot, and what the authors call it, below the name of the holder.
 JOIN = {"connect.alpha_beta": "conv.0.weight", "connect.bias": "conv.0.bias", "connect.norm": "conv.1", "match": "att_fc"}
 SE = {"fc1": "fc.0", "fc2": "fc.2"}
 GATE, SPATIAL = "ChannelGate", "SpatialGate"

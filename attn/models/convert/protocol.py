@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor, nn
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of a state dict of ours
 Tensors = dict[str, tuple[str, Shape]]  # our key: the name and shape in the source's checkpoint
@@ -21,7 +23,10 @@ class Architecture:
         tensors: from our shapes to the source's names and shapes; each has as many elements in the same order.
         settings: dotted keys below `attention` that make it the source's network.
         data: keys of `data` with which the source tests it, where not ImageNet's usual 224 of 256.
+        network: keys of `backbone` that make it the source's network.
         dropped: pattern of the tensors of the source that take no part in what its network computes; they may be absent.
+        constants: from our model, on any device, to tensors that the source saves and that the settings determine here, by its
+            names; they may be absent, and must else have these values.
     """
 
     backbone: str
@@ -29,7 +34,9 @@ class Architecture:
     tensors: Callable[[Shapes], Tensors]
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
     dropped: str | None = None
+    constants: Callable[[nn.Module], dict[str, Tensor]] | None = None
 
 
 def same(shapes: Shapes) -> Tensors:
@@ -58,7 +65,7 @@ def blocks(shapes: Shapes) -> dict[tuple[int, int], int]:
 
 
 def differences(given: Shapes, expected: Shapes, ignored: Callable[[str], bool]) -> Iterator[str]:
-    """One text per kind of difference between a checkpoint and what it should hold, with some of the names."""
+    """One string per kind of difference between a checkpoint and what it should hold, with some of the names."""
     kinds: dict[str, Iterable[str]] = {
         "missing": [name for name in expected if name not in given],
         "unexpected": [name for name in given if name not in expected and not ignored(name)],
@@ -75,7 +82,7 @@ def differences(given: Shapes, expected: Shapes, ignored: Callable[[str], bool])
 
 
 def same_size(given: Shape, expected: Shape) -> bool:
-    """Equal but for trailing or leading ones, which the versions of an author's code have or have not."""
+    """Equal except for leading or trailing ones, which only some versions of an author's code have."""
 
     def trimmed(shape: Shape) -> list[int]:
         return [side for side in shape if side != 1]

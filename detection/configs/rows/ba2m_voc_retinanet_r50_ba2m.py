@@ -1,6 +1,6 @@
-# BA2M, table III: RetinaNet, ResNet-50, BA2M, softmax loss in place of focal loss. The paper says no more. Cross entropy over all
-# anchors, divided by the positives as focal loss is, diverges: one anchor in a thousand is positive. So 256 anchors per image are
-# sampled, at most half of them positive, as in the RPN, which learns by cross entropy, too.
+# BA2M, table III: RetinaNet, ResNet-50, BA2M, softmax loss in place of focal loss. The paper says no more. Cross entropy
+# over all anchors, divided by the positives as focal loss is, diverges: one anchor in a thousand is positive. So 256 anchors
+# per image are sampled, at most half of them positive, as in the RPN, which learns by cross entropy, too.
 _base_ = "../ba2m_voc_retinanet.py"
 model = dict(
     backbone=dict(

@@ -1,0 +1,92 @@
+"""What the runs of a study reached, and what that allows one to say of each method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attn.report.verdict import paired
+from attn.runs import directory, metrics
+from attn.studies.study import Study
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Reached:
+    """One finished run.
+
+    Attributes:
+        scores: of its last epoch, by name: the best epoch would be chosen on the images that it is tested on.
+        speed: median images per second in training, over the epochs after the first.
+    """
+
+    scores: dict[str, float]
+    speed: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method less the baseline, over the seeds that both have.
+
+    Attributes:
+        mean: in the unit of the score.
+        interval: of 95 %, not corrected; None with fewer than two common seeds.
+        corrected: the same at 5 % over all comparisons of the table (Bonferroni).
+        seeds: number of common seeds.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    corrected: tuple[float, float] | None
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """helps, hurts, or cannot be told apart: by the corrected interval alone."""
+        if self.corrected is None:
+            return "too few seeds"
+        low, high = self.corrected
+        return "helps" if low > 0 else "hurts" if high < 0 else "cannot be told apart"
+
+
+def read(study: Study, runs: Path) -> dict[str, dict[int, Reached]]:
+    """The finished runs of a study by method and seed; methods without one are left out.
+
+    Args:
+        study: which.
+        runs: the directory that `Study.folder` was given, or the one with the raw metrics in the repository.
+    """
+    found: dict[str, dict[int, Reached]] = {}
+    for method, seed in study.cells():
+        folder = study.folder(runs, method, seed)
+        rows = metrics.read_metrics(folder) if (folder / directory.DONE).exists() else []
+        if rows:
+            speeds = [row["images_per_second"] for row in rows[1:]] or [rows[0]["images_per_second"]]
+            reached = {name: float(rows[-1][f"val_{name}"]) for name in study.scores}
+            found.setdefault(method, {})[seed] = Reached(reached, statistics.median(speeds))
+    return found
+
+
+def difference(ours: Mapping[int, float], baseline: Mapping[int, float], comparisons: int) -> Difference | None:
+    """The paired difference of a method to the baseline; None without a common seed.
+
+    Args:
+        ours, baseline: a score by seed.
+        comparisons: number of methods that are compared to the baseline.
+    """
+    seeds = sorted(set(ours) & set(baseline))
+    if not seeds:
+        return None
+    differences = [ours[seed] - baseline[seed] for seed in seeds]
+    mean = statistics.fmean(differences)
+    if len(seeds) < 2:
+        return Difference(mean, None, None, len(seeds))
+    return Difference(mean, paired(differences, LEVEL)[1], paired(differences, LEVEL / max(comparisons, 1))[1], len(seeds))
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; None of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None

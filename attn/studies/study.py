@@ -1,0 +1,102 @@
+"""A study: a recipe, methods and seeds from `configs/studies`, and the command of each of its runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attn.config.groups import config_dir, unknown
+from attn.errors import UserError
+
+KEYS = {"title", "text", "script", "base", "baseline", "methods", "seeds", "scores", "epochs"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `configs/studies/NAME.yaml` says.
+
+    Attributes:
+        name: of the file.
+        title, text: for the page of its results.
+        base: overrides of every run: the recipe.
+        baseline: the method to which the others are compared.
+        methods: overrides of each method, by name, in the order of the table; the baseline is one of them.
+        seeds: which are run; all methods get the same.
+        scores: what the table gives, as `metrics.jsonl` names it without `val_`; the first decides.
+    """
+
+    name: str
+    title: str
+    text: str
+    base: tuple[str, ...]
+    baseline: str
+    methods: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    scores: tuple[str, ...]
+
+    def folder(self, runs: Path, method: str, seed: int) -> Path:
+        """Where a run is written."""
+        return runs / self.name / method / f"seed{seed}"
+
+    def command(self, runs: Path, method: str, seed: int) -> list[str]:
+        """The arguments of `train.py` for one run."""
+        return [*self.base, *self.methods[method], f"seed={seed}", f"run_dir={self.folder(runs, method, seed)}"]
+
+    def cells(self, methods: list[str] | None = None, seeds: list[int] | None = None) -> Iterator[tuple[str, int]]:
+        """The runs in the order in which they are made: all methods of a seed before the next, so that an interrupted study is paired.
+
+        Raises:
+            UserError: there is no such method or seed.
+        """
+        for method in methods or ():
+            if method not in self.methods:
+                raise UserError(unknown(f"method of {self.name}", method, self.methods))
+        for seed in seeds or ():
+            if seed not in self.seeds:
+                raise UserError(f"seed {seed} is none of {self.name}: choose from {', '.join(map(str, self.seeds))}")
+        for seed in seeds or self.seeds:
+            for method in methods or self.methods:
+                yield method, seed
+
+
+def names() -> list[str]:
+    """The studies that there are."""
+    return sorted(path.stem for path in (config_dir() / "studies").glob("*.yaml"))
+
+
+def load(name: str) -> Study:
+    """Reads a study.
+
+    Raises:
+        UserError: there is none of that name, or its file has another form.
+    """
+    if name not in names():
+        raise UserError(unknown("study", name, names()))
+    path = config_dir() / "studies" / f"{name}.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    for key in content:
+        if key not in KEYS:
+            raise UserError(f"{path}: {unknown('key', key, sorted(KEYS))}")
+    methods = {method: tuple(overrides or ()) for method, overrides in content["methods"].items()}
+    if content["baseline"] not in methods:
+        raise UserError(f"{path}: baseline={content['baseline']} is none of its methods")
+    return Study(
+        name=name,
+        title=content["title"],
+        text=content["text"],
+        base=tuple(content["base"]),
+        baseline=content["baseline"],
+        methods=methods,
+        seeds=tuple(range(content["seeds"])),
+        scores=tuple(content["scores"]),
+    )
+
+
+def shell(arguments: list[str]) -> str:
+    """A command of `train.py` as one would type it."""
+    return shlex.join(["python", "train.py", *arguments])
