@@ -79,3 +79,14 @@ def test_the_start_of_a_cell(in_process: Command) -> None:
     done = in_process(command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("cell")
+
+
+def test_inference_beside_the_plain_backbone(in_process: Command, tmp_path: Path) -> None:
+    command = ["scripts/benchmark.py", "inference", "--backbone=resnet18", "--attentions=se", "--batch=1", "--size=64"]
+    command += ["--threads=1", "--pairs=2", "--others=1", f"--json={tmp_path / 'r.json'}"]
+    done = in_process([*command, "--forms=eager,folded"])
+    assert done.returncode == 0, done.stderr
+    rows = [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["contenders"]]
+    assert rows == [f"{net} {form}" for net in ("plain", "timm se", "se") for form in ("eager", "folded")]
+    assert "choose from eager, folded, compiled, frozen" in in_process([*command, "--forms=fast"]).stderr
+    assert in_process([*command, "--attentions=nonsense"]).stderr.startswith("error: ")

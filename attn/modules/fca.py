@@ -68,18 +68,18 @@ class DCT(nn.Module):
 
 
 class FixedDCT(nn.Module):
-    """`DCT` with given weights [C, S, S]."""
+    """`DCT` with given maps [C, S, S]."""
 
-    weights: Tensor
+    maps: Tensor
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, maps: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weights", weights)
+        self.register_buffer("maps", maps)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] != self.weights.shape[1:]:
-            x = bin_average(x, (self.weights.shape[1], self.weights.shape[2]))
-        return (x * self.weights.to(x.dtype)).sum((2, 3))
+        if x.shape[2:] != self.maps.shape[1:]:
+            x = bin_average(x, (self.maps.shape[1], self.maps.shape[2]))
+        return (x * self.maps.to(x.dtype)).sum((2, 3))
 
 
 class Fca(Gate):
