@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attn.config.command_line import positive
+from attn.config import scripts
+from attn.config.scripts import positive
+from attn.errors import UserError
 
 TIMM_SE = {"resnet18": "seresnet18", "resnet34": "seresnet34", "resnet50": "seresnet50", "resnet101": "seresnet101"}
 
@@ -229,7 +231,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["step"], help="step: forward, backward and SGD")
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--attentions", type=lambda text: text.split(","), default=["se", "eca", "ba", "dca_se"])
@@ -257,8 +259,7 @@ def main() -> int:
     try:
         found = contenders(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
     measure(found, options)
     result = report(found, options)
     print(as_text(result))
@@ -273,4 +274,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

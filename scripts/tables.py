@@ -10,14 +10,15 @@ and standard deviation over the seeds that were run, and how far each is from th
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
 from attn import tables
+from attn.config import scripts
 from attn.models import flops
 
 
@@ -39,7 +40,7 @@ def detector_tools(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--paper", choices=tables.papers())
     parser.add_argument("--table", help="as the paper numbers it: 1, 2e, XII")
     parser.add_argument("--computed", action="store_true", help="sizes that follow from released code alone (BA-Net v2)")
@@ -71,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)
