@@ -33,7 +33,7 @@ class Request:
     output: str | None = key(
         None, "JSON file for the scores; null: eval-NAME.json beside the checkpoint, with what differs from it in the name"
     )
-    dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE)
+    dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE, at_most=10_000_000)
     trust: list[str] = key(
         [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
     )

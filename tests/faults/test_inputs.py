@@ -485,6 +485,29 @@ def test_names_by_pattern() -> None:
     assert attn.list_backbones("none*") == []
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: attn.create_model(3), "backbone=3"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", 3), "attention=3"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", num_classes="10"), "num_classes='10'"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", pretrained="foo"), "pretrained='foo' must be true or false"),
+        (lambda: attn.create_model("resnet18", cache_dir=3), "cache_dir=3 must be a string or a path"),
+        (lambda: attn.create_model("resnet18", features_only="yes"), "features_only='yes'"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", out_indices=(1,)), r"out_indices=\(1,\) belongs to features_only"),
+        (lambda: attn.create_model("resnet18", "se", reduction=float("nan")), "reduction=nan"),
+        (lambda: attn.load(3), "path=3"),  # type: ignore[arg-type]
+        (lambda: attn.load("x", ema="yes"), "ema='yes'"),  # type: ignore[arg-type]
+        (lambda: attn.load("x", trust=[3]), r"trust=\[3\]"),  # type: ignore[list-item]
+        (lambda: attn.list_backbones(3), "pattern=3"),  # type: ignore[arg-type]
+        (lambda: attn.list_attentions(None), "pattern=None"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_the_python_api(wrong: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        wrong()
+
+
 def test_a_device_that_is_absent_is_not_blamed_on_the_file() -> None:
     for device in ("silly", "cpu:x", 3.5):
         with pytest.raises(ValueError, match="device="):
