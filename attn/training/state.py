@@ -138,10 +138,10 @@ class State:
             raise checkpoint.BadCheckpoint(
                 f"checkpoint {path} is damaged: its optimizer kept nothing of {content['step']} steps"
             )
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group |= own  # the config decides: with force=true it may differ from the checkpoint's
+            group |= own  # the config decides: with force=true it may differ; the rate is set at every step
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.evaluated, self.skipped_in_row = (content[key] for key in ("step", "evaluated", "skipped_in_row"))
