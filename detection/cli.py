@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, NoReturn
 
 from mmengine.config import Config, DictAction
@@ -46,6 +48,8 @@ class Overrides(DictAction):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
+            if any(not value.partition("=")[0] for value in values):
+                raise ValueError("a key is missing")
             super().__call__(parser, namespace, values, option_string)
         except (ValueError, IndexError, AssertionError) as error:
             raise UserError(f"{option_string} {' '.join(values)}: write KEY=VALUE ({reason(error)})") from None
@@ -147,10 +151,61 @@ def merge(cfg: Config, options: Mapping[str, Any]) -> None:
             f"{name} is the name {cfg.model.backbone.attention!r} in the config and has no keys: give a whole mapping, as"
             f" {name}=None {name}.block._target_=attn.modules.se.SE {name}.block.bias=False"
         )
+    for key, value in options.items():
+        _check_option(cfg, key, value)
     try:
         cfg.merge_from_dict(dict(options))
     except (TypeError, KeyError, ValueError, AssertionError) as error:
         raise UserError(f"--cfg-options: {error}") from error
+
+
+# What the runner or MMDetection reads at the top of a config, beside the arguments of the runner.
+READ = {
+    "runner_type",
+    "custom_imports",
+    "auto_scale_lr",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "compile",
+    "sync_bn",
+}
+
+
+def _check_option(cfg: Config, key: str, value: Any) -> None:
+    """Refuses an override that would fail late, with a message of Python's, or change nothing.
+
+    Raises:
+        UserError: names the override and what was expected.
+    """
+    from mmengine.runner import Runner
+
+    line = f"--cfg-options {key}={value}"
+    top, read = key.partition(".")[0], {*inspect.signature(Runner.__init__).parameters, *READ} - {"self", "cfg"}
+    if top not in read:
+        if top in cfg:
+            raise UserError(
+                f"{line}: changes nothing, because {top} is a variable of the config file: set the keys that it is used for, such as "
+                "train_dataloader.dataset.data_root"
+            )
+        raise UserError(f"{line}: {unknown('key', top, sorted(read))}")
+    old: Any = cfg._cfg_dict
+    for part in key.split("."):
+        if isinstance(old, (list, tuple)) and part.isdecimal() and int(part) < len(old):
+            old = old[int(part)]
+        else:
+            old = old.get(part) if isinstance(old, Mapping) else None
+    if value is None or old is None:
+        return
+    if isinstance(old, Mapping) and not isinstance(value, Mapping):
+        raise UserError(f"{line}: must be a mapping; set one of its keys, as in {key}.{next(iter(old), 'KEY')}=...")
+    if isinstance(old, (list, tuple)) and not isinstance(value, (list, tuple, Mapping)):
+        raise UserError(f"{line}: must be a list, as in {key}=[...]")
+    if isinstance(old, bool) and not isinstance(value, bool):
+        raise UserError(f"{line}: must be True or False")
+    if isinstance(old, (int, float)) and not isinstance(old, bool) and not isinstance(value, (int, float)):
+        raise UserError(f"{line}: must be a number")
+    if key in ("train_cfg.max_epochs", "train_cfg.val_interval", "train_cfg.max_iters") and value < 1:
+        raise UserError(f"{line}: must be 1 or more")
 
 
 def names(cfg: Mapping[str, Any]) -> list[str]:
@@ -181,6 +236,8 @@ def build_runner(cfg: Config, task: Literal["train", "test"]) -> Any:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    if not isinstance(cfg.get("load_from"), (str, NoneType)):
+        raise UserError(f"load_from={cfg.load_from!r}: must be the path of a checkpoint")
     if cfg.get("load_from") and "://" not in cfg.load_from:
         read_detector(cfg.load_from)  # before minutes are spent on the data
     try:
@@ -194,6 +251,7 @@ def build_runner(cfg: Config, task: Literal["train", "test"]) -> Any:
         raise
     except Exception as error:  # a config holds classes of many packages, whose constructors raise anything
         text = error.args[0] if isinstance(error, KeyError) and error.args else reason(error)
+        text = text if " " in str(text) else f"{type(error).__name__} {text}"
         raise UserError(f"config {cfg.filename}: {text}") from error
     print_log(operators.in_use(), "current")
     return runner

@@ -8,16 +8,16 @@ one file each in `scripts/benchmarks`; `python scripts/benchmark.py WHAT --help`
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib import import_module
 
-from attn.errors import UserError, as_user_errors
+from attn.config import scripts
+from attn.errors import as_user_errors
 
-COMMANDS = ("step", "loop", "input", "startup")
+COMMANDS = ("step", "loop", "input", "inference", "startup")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True, metavar="|".join(COMMANDS))
     for name in COMMANDS:
         module = import_module(f"benchmarks.{name}")
@@ -30,13 +30,9 @@ def main() -> int:
         module.add_options(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args()
-    try:
-        with as_user_errors():
-            return options.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    with as_user_errors():
+        return options.run(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

@@ -8,7 +8,6 @@ Only ever reads. Exit code 0: all are readable; 1: some are not; 2: there is not
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import sys
@@ -24,7 +23,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from attn.config.command_line import not_negative, positive
+from attn.config import scripts
+from attn.config.scripts import not_negative, positive
 from attn.data import packed
 from attn.data.imagefolder import DecodeError, UnreadableImage, decode, is_image_name, read_bytes
 from attn.data.loader import most_workers
@@ -89,7 +89,7 @@ def examine_packed(item: tuple[Path, int]) -> Finding:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a folder; all image files below it are read")
     parser.add_argument("--workers", type=not_negative, default=4, help="processes (default 4); 0: none but this one")
     parser.add_argument("--limit", type=positive, default=100, help="unreadable files to name (default 100)")
@@ -154,4 +154,4 @@ def report(files: list[Any], findings: Iterable[Finding], kinds: Counter[str], l
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

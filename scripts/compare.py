@@ -10,7 +10,6 @@ Both are of the averaged weights where there are any. The spread is the sample s
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attn import console, tabulate
+from attn.config import scripts
 from attn.errors import UserError
 from attn.report.runs import Result as Result
 from attn.report.runs import Row, find, gain, spread, table
@@ -162,7 +162,7 @@ def label_points(panel: Any, rows: list[Row], gap: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders with runs in or below them, such as runs")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--picture", type=Path, help="also draw top-1 over parameters, to this file")
@@ -187,11 +187,10 @@ def main() -> int:
         if options.picture:
             picture(rows).savefig(options.picture, dpi=120)
             print(f"saved {options.picture}", file=sys.stderr)
-    except (UserError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

@@ -9,17 +9,15 @@ Nothing in the file is executed. Exit code 0, or 2 with one line that says what 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from attn.errors import UserError
+from attn.config import scripts
 from attn.models import convert
 from attn.runs.convert import convert_file
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", choices=convert.CHOICES, help="whose weights they are")
     parser.add_argument("--arch", help="name of the network there; for timm any of its names")
     parser.add_argument("--list", action="store_true", help="print the networks of the sources and stop")
@@ -38,11 +36,7 @@ def main() -> int:
     for name, value in needed.items():
         if value is None:
             parser.error(f"{name} is needed, as in --source dcanet --arch se_resnet50 IN OUT")
-    try:
-        report = convert_file(options.source, options.arch, options.input, options.output, options.overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = convert_file(options.source, options.arch, options.input, options.output, options.overrides)
     for line in report.lines():
         print(line)
     print(f"saved {options.output}")
@@ -50,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

@@ -10,28 +10,25 @@ attention, the backbones, the recipes with their curves) is generated beside the
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from pages import site
 
-from attn.errors import UserError
+from attn.config import scripts
+from attn.errors import as_user_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = scripts.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "build", help="directory to write to (default: build)")
-    out = parser.parse_args(arguments).out
-    try:
+    out = parser.parse_args().out
+    with as_user_errors():
         number = site.write(ROOT, out)
-    except (OSError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     print(f"wrote {number} pages; build them with: mkdocs build --strict -f {out / 'mkdocs.yml'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    scripts.run(main)

@@ -11,7 +11,6 @@ schedule.amp=fp16`.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -28,10 +27,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from attn.config import command_line, parse
-from attn.config.command_line import not_negative, positive
+from attn.config import command_line, parse, scripts
 from attn.config.groups import config_dir
 from attn.config.schema import Config
+from attn.config.scripts import not_negative, positive
 from attn.errors import UserError
 from attn.runs import checkpoint, metrics
 from attn.runs.fingerprint import fingerprint
@@ -96,7 +95,7 @@ def killed_at(cfg: Config, ranks: int, step: int, delay: float, output: Path) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=positive, default=20, help="kill points")
     parser.add_argument("--ranks", type=positive, default=1)
     parser.add_argument("--seed", type=not_negative, default=0, help="of the kill points")
@@ -112,9 +111,7 @@ def main() -> int:
             try:
                 return parse.parse(compose("train", overrides))
             except HydraException as error:
-                sys.exit(f"error: {command_line.explain(error, 'train', overrides)}")
-            except UserError as error:
-                sys.exit(f"error: {error}")
+                raise UserError(command_line.explain(error, "train", overrides)) from None
 
     reference = folder / "uninterrupted"
     began = time.monotonic()
@@ -146,4 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

@@ -11,10 +11,9 @@ has not seen them. The same arguments give the same files.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,10 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from attn.config.command_line import not_negative
+from attn.config import scripts
+from attn.config.scripts import not_negative
 from attn.data.splits import stratified
+from attn.errors import UserError
 
 CLASSES = tuple("0123456789")
 SIZES = (14, 36)  # height of a digit in pixels
@@ -249,7 +250,7 @@ def make(out: Path, train: int, val: int, size: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/digits"), help="folder to make (default %(default)s)")
     parser.add_argument("--train", type=int, default=480, help="training scenes (default %(default)s)")
     parser.add_argument("--val", type=int, default=120, help="held-out scenes (default %(default)s)")
@@ -258,18 +259,20 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace the folder if it is there")
     args = parser.parse_args()
     if args.train < 2 or args.val < 1 or args.size < 64:
-        sys.exit("error: --train must be at least 2, --val 1 and --size 64")
+        raise UserError(
+            f"--train {args.train} --val {args.val} --size {args.size}: must be at least --train 2, --val 1 and --size 64"
+        )
     if args.force:
         for part in ("coco", "VOCdevkit"):
             shutil.rmtree(args.out / part, ignore_errors=True)
     if (args.out / "coco").exists() or (args.out / "VOCdevkit").exists():
-        sys.exit(f"error: {args.out} has scenes already; --force replaces them, --out makes them elsewhere")
+        raise UserError(f"{args.out} has scenes already; --force replaces them, --out makes them elsewhere")
     try:
         make(args.out, args.train, args.val, args.size, args.seed)
     except OSError as error:
-        sys.exit(f"error: --out {args.out} cannot be written: {error.strerror}")
+        raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
     print(f"{args.train} training and {args.val} held-out scenes in {args.out / 'coco'} and {args.out / 'VOCdevkit'}")
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

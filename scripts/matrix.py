@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attn.config import scripts
 from attn.runs.files import write_atomically
 from attn.tabulate import markdown_lines
 
@@ -118,8 +119,8 @@ def _uv() -> str:
     return str(beside) if beside.exists() else shutil.which("uv") or "uv"
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = scripts.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="+", choices=KINDS, help="which environments")
     parser.add_argument(
         "--python", default=f"{sys.version_info.major}.{sys.version_info.minor}", help="interpreter, as in 3.10"
@@ -134,7 +135,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="what to run")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     outcomes = []
     for kind in dict.fromkeys(args.kinds):
         print(f"{kind}: making the environment and running the tests", flush=True)
@@ -149,4 +150,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    scripts.run(main)

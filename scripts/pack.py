@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from attn import console
-from attn.config import command_line, parse
-from attn.config.command_line import not_negative, positive
+from attn.config import command_line, parse, scripts
 from attn.config.groups import config_dir
 from attn.config.schema import Config
+from attn.config.scripts import not_negative, positive
 from attn.data.loader import most_workers
 from attn.data.pack import Packing, pack
 from attn.data.root import check_place
@@ -28,7 +28,7 @@ from attn.errors import UserError, as_user_errors
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the copy; each split becomes a folder in it")
     parser.add_argument("data", nargs="*", help="the data set, as for train.py: data=NAME data.KEY=VALUE ...")
     parser.add_argument("--side", type=positive, help="shorter side of larger images in pixels; default: the original files")
@@ -37,15 +37,8 @@ def main() -> int:
     parser.add_argument("--per-shard", type=positive, default=4096, help="images in a shard (default 4096)")
     parser.add_argument("--workers", type=not_negative, default=4, help="processes (default 4); 0: none but this one")
     options = parser.parse_intermixed_args()
-    try:
-        with as_user_errors():
-            return run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command continues", file=sys.stderr)
-        return 130
+    with as_user_errors():
+        return run(options)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -92,4 +85,4 @@ def composed(overrides: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

@@ -7,12 +7,14 @@ and continues from the last checkpoint of `run_dir`, which all nodes have to sha
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import subprocess
 import sys
 from typing import Any
+
+from attn.config import scripts
+from attn.config.scripts import positive
 
 
 def train(config: dict[str, Any]) -> None:
@@ -29,8 +31,8 @@ def train(config: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=2, help="ranks in the whole cluster (default 2)")
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=positive, default=2, help="ranks in the whole cluster (default 2)")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each")
     parser.add_argument(
         "--failures", type=int, default=3, help="how often all are started again after one has died (default 3)"
@@ -52,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from attn import console
+from attn.config import scripts
 from attn.errors import UserError
 from attn.runs.files import write_atomically
 
@@ -24,7 +25,7 @@ def parse(arguments: list[str]) -> tuple[list[Path], dict[str, str]]:
     Raises:
         UserError: an unknown key, or no folder.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUNS", help="folders with runs in or below them, such as runs")
     parser.add_argument("out", nargs="?", metavar="out=report.html", help="the page; it is replaced if it is there")
     parser.add_argument(

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from attn.config import scripts
+from attn.config.scripts import not_negative
 from attn.errors import UserError
 from attn.runs import directory
 from attn.runs.files import write_atomically
@@ -76,8 +78,13 @@ def table(study: studies.Study, args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def seeds_of(text: str) -> list[int]:
+    """Seeds as in 0,1, as a `type` of argparse."""
+    return [not_negative(seed) for seed in text.split(",")]
+
+
+def main() -> int:
+    parser = scripts.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the studies, their runs, and the command of each")
     for name, text in (("run", "train what is not finished"), ("table", "write the page of the results")):
@@ -88,25 +95,21 @@ def main(arguments: list[str]) -> int:
         )
         if name == "run":
             command.add_argument("--methods", type=lambda text: text.split(","), help="some of the methods, as in none,se")
-            command.add_argument(
-                "--seeds", type=lambda text: [int(s) for s in text.split(",")], help="some of the seeds, as in 0,1"
-            )
+            command.add_argument("--seeds", type=seeds_of, help="some of the seeds, as in 0,1")
         else:
-            command.add_argument("--out", type=Path, default=ROOT / "docs" / "results", metavar="DIR")
-    args = parser.parse_args(arguments)
-    try:
-        if args.command == "list":
-            for study in map(studies.load, studies.names()):
-                print(f"{study.name}: {study.title}; {len(study.methods)} methods, {len(study.seeds)} seeds")
-                for method, seed in study.cells():
-                    print(f"  {studies.shell(study.command(Path('runs'), method, seed))}")
-            return 0
-        study = studies.load(args.study)
-        return run(study, args) if args.command == "run" else table(study, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+            command.add_argument(
+                "--out", type=Path, default=ROOT / "docs" / "results", metavar="DIR", help="(default: docs/results)"
+            )
+    args = parser.parse_args()
+    if args.command == "list":
+        for study in map(studies.load, studies.names()):
+            print(f"{study.name}: {study.title}; {len(study.methods)} methods, {len(study.seeds)} seeds")
+            for method, seed in study.cells():
+                print(f"  {studies.shell(study.command(Path('runs'), method, seed))}")
+        return 0
+    study = studies.load(args.study)
+    return run(study, args) if args.command == "run" else table(study, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    scripts.run(main)

@@ -10,7 +10,6 @@ all-reduce predict for more ranks (docs/clusters.md).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,7 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from attn.config.command_line import positive
+from attn.config import scripts
+from attn.config.scripts import positive
+from attn.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +37,7 @@ def measure(ranks: int, batch: int, steps: int, overrides: list[str]) -> float:
         )
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-            sys.exit(lines[0] if lines else done.stderr)
+            raise UserError(lines[0].removeprefix("error: ") if lines else done.stderr)
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return float(rows[-1]["images_per_second"])
 
@@ -88,7 +89,7 @@ def counts(text: str) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--ranks", type=counts, default=[1, 2], help="numbers of ranks, the first is the reference (default 1,2)"
     )
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scripts.run(main)

@@ -11,14 +11,15 @@ a row that should agree with its paper does not.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
 from attn import tables
+from attn.config import scripts
 from attn.models import flops
 from attn.runs.files import write_atomically
 
@@ -42,7 +43,7 @@ def detector_tools(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--paper", choices=tables.papers())
     parser.add_argument("--table", help="as the paper numbers it: 1, 2e, XII")
     parser.add_argument("--computed", action="store_true", help="sizes that follow from released code alone (BA-Net v2)")
@@ -89,4 +90,4 @@ def _exit_code(results: list[tables.Result]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

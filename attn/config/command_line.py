@@ -12,7 +12,6 @@ import re
 import sys
 import time
 import traceback
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,20 +139,6 @@ def quoted(argument: str) -> str:
     if not sign or plain or key.lstrip("+") not in PATHS:
         return argument
     return f"{key}=" + json.dumps(value, ensure_ascii=False)
-
-
-def not_negative(text: str) -> int:
-    """An integer, 0 or more, as a `type` of argparse."""
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} must be an integer, 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """An integer above 0, as a `type` of argparse."""
-    if not text.isdecimal() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} must be an integer greater than 0")
-    return int(text)
 
 
 def check_arguments(arguments: list[str]) -> argparse.Namespace:

@@ -37,7 +37,7 @@ class Request:
     predictions: str | None = key(
         None, "also write the likeliest classes of every image to this CSV file; each image is there once"
     )
-    dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE)
+    dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE, at_most=10_000_000)
     trust: list[str] = key(
         [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
     )

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from numbers import Real
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ from attn.models.options import NAMES, choices_of, describe, fits
 OTHERS: dict[str, Any] = {
     **dict.fromkeys(("scriptable", "exportable", "no_jit", "pretrained", "pretrained_strict", "bn_tf", "conv_bias"), bool),
     **dict.fromkeys(("bn_eps", "bn_momentum"), float),
+    "cache_dir": str | Path,
 }
 STEMS, PADDINGS = ("", "deep", "deep_tiered"), ("", "same", "valid", "symmetric")
 # Strings that timm compares with a few names, and takes any other for one of them.
@@ -58,7 +60,7 @@ def check_backbone_options(name: str, options: Mapping[str, Any]) -> None:
         ValueError: an option has the wrong type, is no name that timm's code has, or is a number that makes no network.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    if not given.keys() - {"pretrained"}:
+    if set(given) <= {"pretrained"} and all(isinstance(value, bool) for value in given.values()):
         return
     network = network_class(name)
     kinds, defaults = _signature(network)
@@ -146,12 +148,14 @@ def _parts(kind: Any) -> tuple[Any, ...]:
 def _is_class(kind: Any) -> bool:
     """Whether an annotation is of a layer or its class; timm takes the name of a layer too."""
     origin = get_origin(kind)
-    return origin in (type, Callable) or (isinstance(kind, type) and origin is None and kind not in (*NAMES, Any))
+    return origin in (type, Callable) or (isinstance(kind, type) and origin is None and kind not in (*NAMES, Any, Path))
 
 
 def _fits(value: Any, kind: Any) -> bool:
     for part in _parts(kind):
-        if get_origin(part) is dict:
+        if part is Path:
+            fitting = isinstance(value, Path)
+        elif get_origin(part) is dict:
             fitting = isinstance(value, Mapping)
         elif _is_class(part):
             fitting = isinstance(value, str) or callable(value) or dataclasses.is_dataclass(part)
@@ -167,7 +171,13 @@ def _described(kind: Any) -> str:
     if choices:
         return f"one of {', '.join(map(repr, choices))}"
     names = [
-        "a mapping" if get_origin(part) is dict else "a class" if _is_class(part) else describe(part)
+        "a path"
+        if part is Path
+        else "a mapping"
+        if get_origin(part) is dict
+        else "a class"
+        if _is_class(part)
+        else describe(part)
         for part in _parts(kind)
         if part is not type(None)
     ]

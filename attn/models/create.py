@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -65,6 +67,10 @@ def create_model(
     if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 0:
         raise ValueError(f"num_classes={num_classes!r} must be an integer, 0 or more")
     num_classes = int(num_classes)
+    if not isinstance(features_only, bool):
+        raise ValueError(f"features_only={features_only!r} must be true or false")
+    if out_indices is not None and not features_only:
+        raise ValueError(f"out_indices={out_indices!r} belongs to features_only=True")
     wanted = spec.resolve_attention(attention)
     if isinstance(attention, str):
         wanted, timm_kwargs = _take_options(attention, wanted, timm_kwargs)
@@ -213,7 +219,8 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # such a network is rejected later
-            return timm.create_model(name, num_classes=num_classes, **kwargs)
+            with _without_retries():
+                return timm.create_model(name, num_classes=num_classes, **kwargs)
     except MemoryError:
         raise ValueError(f"the network does not fit into memory ({given})") from None
     except Exception as error:  # timm checks few options: a wrong one fails where it is first used
@@ -225,6 +232,18 @@ def _timm_model(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Modul
         if stranger is not None and stranger[1] in kwargs:
             raise ValueError(no_such_option(name, stranger[1])) from None
         raise ValueError(f"timm refuses an option ({given}): {reason(error)}") from None
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """While entered, the hub's client does not report each of a dozen attempts; if all fail, the error says so."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def attach(model: nn.Module, family: Family, wanted: spec.AttentionSpec) -> None:
@@ -290,16 +309,29 @@ def _fill(sockets: list[Socket], network: str, slot: Slot, attention: partial[At
 
 
 def list_attentions(pattern: str = "*") -> list[str]:
-    """Names of the attentions, `configs/attention/*.yaml`, that match a pattern such as `dca_*`."""
-    return [name for name in groups.names("attention") if fnmatchcase(name, pattern)]
+    """Names of the attentions, `configs/attention/*.yaml`, that match a pattern such as `dca_*`.
+
+    Raises:
+        ValueError: the pattern is no string.
+    """
+    return _matching("attention", pattern)
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
     """Names of the backbones with a config that match a pattern such as `resnet*`.
 
     Any other timm name of a supported family works too.
+
+    Raises:
+        ValueError: the pattern is no string.
     """
-    return [name for name in groups.names("backbone") if fnmatchcase(name, pattern)]
+    return _matching("backbone", pattern)
+
+
+def _matching(group: str, pattern: str) -> list[str]:
+    if not isinstance(pattern, str):
+        raise ValueError(f"pattern={pattern!r} must be a string, such as 'resnet*' or 'dca_*'")
+    return [name for name in groups.names(group) if fnmatchcase(name, pattern)]
 
 
 def set_last_norm(model: nn.Module, zero: bool) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attn import __version__, console
-from attn.errors import UserError
+from attn.errors import UserError, reason
 from attn.runs import entries
 from attn.runs.files import replace_by_link, sync_folder
 
@@ -94,8 +94,10 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
         raise BadCheckpoint(
             f"checkpoint {path} holds more than tensors and plain data; refused, nothing was executed"
         ) from None
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise BadCheckpoint(f"checkpoint {path} cannot be read (truncated, or no checkpoint): {error}") from None
+    except BadCheckpoint:
+        raise
+    except Exception as error:  # what is inside may be anything
+        raise BadCheckpoint(f"checkpoint {path} cannot be read (truncated, or no checkpoint): {reason(error)}") from None
     if not (isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("model", "config"))):
         raise BadCheckpoint(f"checkpoint {path} is not one of train.py: it has no model and config in it")
     wrong = next(entries.problems(content), None)

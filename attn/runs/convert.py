@@ -26,7 +26,7 @@ from torch import Tensor
 from attn import rng
 from attn.config import command_line, groups, parse
 from attn.config.schema import Config
-from attn.errors import UserError, as_user_errors
+from attn.errors import UserError, as_user_errors, reason
 from attn.models import convert
 from attn.models.convert.protocol import Architecture, differences
 from attn.runs import checkpoint, load
@@ -159,8 +159,10 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise BadCheckpoint(f"{path} is a folder; name a file of weights") from None
     except pickle.UnpicklingError:
         raise BadCheckpoint(f"{path} is no file of weights, or holds more than tensors and plain data; refused") from None
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise BadCheckpoint(f"{path} cannot be read (truncated, or no file of weights): {error}") from None
+    except BadCheckpoint:
+        raise
+    except Exception as error:  # torch's reader takes any bytes for a pickle
+        raise BadCheckpoint(f"{path} cannot be read (truncated, or no file of weights): {reason(error)}") from None
     if not isinstance(content, Mapping):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}; expected tensors by name")
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -122,8 +123,15 @@ def load(
     Raises:
         BadCheckpoint: the file is damaged, not one of `train.py`, or names a module that is neither of this package nor
             trusted.
-        ValueError: there is no such device here.
+        ValueError: there is no such device here, or an argument is of another type.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path={path!r} must be the path of a checkpoint")
+    if ema is not None and not isinstance(ema, bool):
+        raise ValueError(f"ema={ema!r} must be True, False, or None for whatever the checkpoint holds")
+    if not isinstance(trust, Collection) or not all(isinstance(module, str) for module in trust):
+        raise ValueError(f"trust={trust!r} must be names of modules, as in ['mine']")
+    path = os.path.expanduser(path)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:

@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from attn.config.command_line import positive
+from attn.config.scripts import positive
 from benchmarks import measure
 from benchmarks.measure import Contender
 from benchmarks.step import TIMM_SE

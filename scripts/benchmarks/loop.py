@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attn.config.command_line import positive
+from attn.config.scripts import positive
 from benchmarks import measure
 from benchmarks.compose import composed
 from benchmarks.measure import Contender

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attn.config.command_line import positive
+from attn.config.scripts import positive
 from attn.runs.files import write_atomically
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from attn.config.command_line import positive
+from attn.config.scripts import positive
 from benchmarks import measure
 from benchmarks.measure import Contender
 

@@ -169,12 +169,39 @@ BACKBONE: dict[tuple[str, str], str] = {
     ("cifar_shufflenetv2", "{repeats: [0, 1, 1]}"): "must be greater than 0",
 }
 
-# Options of scripts/check_data.py.
-CHECK_DATA: dict[str, list[str]] = {
-    "{tmp}/none": ["{tmp}/none", "no such folder"],
-    "{tmp} --workers -1": ["--workers", "-1"],
-    "{tmp} --workers 500": ["--workers 500"],
-    "{tmp} --limit x": ["--limit", "'x'"],
+# Options of scripts: what the last line must say. {tmp} is a fresh folder.
+SCRIPTS: dict[str, list[str]] = {
+    "check_data {tmp}/none": ["{tmp}/none", "no such folder"],
+    "check_data {tmp} --workers -1": ["--workers", "-1"],
+    "check_data {tmp} --workers 500": ["--workers 500"],
+    "check_data {tmp} --limit x": ["--limit", "'x'"],
+    "check_data": ["root", "required"],
+    "compare {tmp}": ["no run with an evaluated epoch in {tmp}"],
+    "compare {tmp}/none": ["{tmp}/none: no such folder"],
+    "compare {tmp} --format foo": ["--format", "'foo'", "text"],
+    "compare {tmp} --picture {tmp}": ["--picture {tmp} is a folder"],
+    "compare": ["runs", "required"],
+    "convert --source foo": ["--source", "'foo'", "timm"],
+    "convert --source timm": ["--arch is needed"],
+    "convert --source timm --arch foo {tmp}/a {tmp}/b": ["unknown arch 'foo'"],
+    "convert --source timm --arch resnet10t {tmp}/a {tmp}/b": ["{tmp}/a: no such file"],
+    "convert --source timm --arch resnet10t /etc/passwd {tmp}/b": ["/etc/passwd cannot be read"],
+    "convert --source timm --arch resnet10t {tmp} {tmp}/b": ["{tmp} is a folder"],
+    "convert --source timm --arch resnet10t /etc/passwd {tmp}": ["{tmp} exists"],
+    "tables --paper foo": ["--paper", "'foo'", "ba_net"],
+    "tables --paper ba_net --table 99": ["unknown table '99'"],
+    "tables --runs {tmp}/none": ["--runs {tmp}/none", "no such directory"],
+    "benchmark": ["what", "required"],
+    "benchmark step --batch 0": ["--batch", "'0'", "greater than 0"],
+    "benchmark step --attentions foo": ["unknown attention 'foo'"],
+    "killtest --times 0": ["--times", "greater than 0"],
+    "killtest foo=3": ["unknown key 'foo'"],
+    "killtest schedule.lr=-1": ["schedule.lr=-1.0", "greater than 0"],
+    "make_digits_coco --out {tmp}/coco --size 3": ["--size 3", "at least"],
+    "make_digits_coco --out {tmp}/coco --train x": ["--train", "'x'"],
+    "make_digits_coco --out /etc/passwd --train 2 --val 1": ["--out /etc/passwd cannot be written"],
+    "scaling --ranks 0": ["--ranks"],
+    "reference --foo": ["--foo", "--check"],
 }
 
 
@@ -231,13 +258,16 @@ def test_options_that_a_backbone_has() -> None:
             attn.create_model(backbone, **options)
 
 
-@pytest.mark.parametrize("line", CHECK_DATA)
-def test_checking_data(line: str, folder: Path, in_process: Command) -> None:
-    _, arguments = environment_and_arguments(line, folder)
-    result = in_process(["scripts/check_data.py", *arguments])
-    assert result.returncode == 2
-    for part in CHECK_DATA[line]:
-        assert part.replace("{tmp}", str(folder)) in result.stderr.splitlines()[-1]
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_scripts(line: str, folder: Path, in_process: Command) -> None:
+    _, (name, *arguments) = environment_and_arguments(line, folder)
+    result = in_process([f"scripts/{name}.py", *arguments])
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for part in SCRIPTS[line]:
+        assert part.replace("{tmp}", str(folder)) in result.stderr
 
 
 def test_a_pipe_or_a_socket_among_the_images_is_named(tmp_path: Path, in_process: Command) -> None:
@@ -454,6 +484,29 @@ def test_names_by_pattern() -> None:
     assert "resnet50" in attn.list_backbones("resnet*")
     assert "densenet121" not in attn.list_backbones("resnet*")
     assert attn.list_backbones("none*") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: attn.create_model(3), "backbone=3"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", 3), "attention=3"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", num_classes="10"), "num_classes='10'"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", pretrained="foo"), "pretrained='foo' must be true or false"),
+        (lambda: attn.create_model("resnet18", cache_dir=3), "cache_dir=3 must be a string or a path"),
+        (lambda: attn.create_model("resnet18", features_only="yes"), "features_only='yes'"),  # type: ignore[arg-type]
+        (lambda: attn.create_model("resnet18", out_indices=(1,)), r"out_indices=\(1,\) belongs to features_only"),
+        (lambda: attn.create_model("resnet18", "se", reduction=float("nan")), "reduction=nan"),
+        (lambda: attn.load(3), "path=3"),  # type: ignore[arg-type]
+        (lambda: attn.load("x", ema="yes"), "ema='yes'"),  # type: ignore[arg-type]
+        (lambda: attn.load("x", trust=[3]), r"trust=\[3\]"),  # type: ignore[list-item]
+        (lambda: attn.list_backbones(3), "pattern=3"),  # type: ignore[arg-type]
+        (lambda: attn.list_attentions(None), "pattern=None"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_the_python_api(wrong: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        wrong()
 
 
 def test_a_device_that_is_absent_is_not_blamed_on_the_file() -> None:
