@@ -57,6 +57,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     def run(arguments: list[str]) -> subprocess.CompletedProcess:
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.syspath_prepend(ROOT / Path(arguments[0]).parent)  # as the interpreter does
         code = 0
         try:
             runpy.run_path(arguments[0], run_name="__main__")
