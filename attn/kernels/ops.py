@@ -59,7 +59,7 @@ def shortened(op: Any, compute: Callable[..., Any], keep: Callable[..., None], d
         return output
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(differentiate))}
-    function = type(op._qualname, (torch.autograd.Function,), members)
+    function: Any = type(op._qualname, (torch.autograd.Function,), members)
 
     def call(*inputs: Any) -> Any:
         return function.apply(*inputs) if eager(inputs[0]) else op(*inputs)

@@ -317,7 +317,7 @@ def test_fused_blocks_are_their_modules(name: str, backbone: str, layout: torch.
         ("efficientnet_b0", "fca", {}),
         ("efficientnet_b0", "ba", {}),
         ("regnetx_002", "se", {}),
-        ("mobilenetv2_050", {"block": {"_target_": "attn.modules.se.SE"}, "position": "end"}, {}),
+        ("mobilenetv2_100", {"block": {"_target_": "attn.modules.se.SE"}, "position": "end"}, {}),
     ],
 )
 def test_gates_after_an_activation_are_their_modules(backbone: str, name: Any, options: dict[str, Any]) -> None:
