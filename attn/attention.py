@@ -193,11 +193,19 @@ class Gate(Attention):
         return x.mean((2, 3))
 
     def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
-        """`squeeze` from the mean and the variance over H W of a map, both [N, C]; only the last feature has a variance.
+        """`squeeze` from the mean and the variance over H W of a map, both [N, C].
 
-        The mean has the type of the map, the variance is float32.
+        The mean has the type of the map, the variance is float32. Only the last feature has a variance, and only where no
+        activation comes between norm and gate.
         """
         return mean
+
+    def basis(self, height: int, width: int) -> Tensor | None:
+        """[C, H, W]: the weights with which `squeeze` sums the last feature over H W; None for the mean.
+
+        `squeeze_moments` then gets this sum in place of that feature's mean.
+        """
+        return None
 
     def weigh(self, descriptors: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
         """The channel weights [N, C] of the last feature from the descriptors of `sources`, and the next site's state."""
@@ -206,6 +214,10 @@ class Gate(Attention):
     def takes_moments(self) -> bool:
         """Whether `squeeze_moments` and `weigh` together give the same result as `forward`."""
         return self.pools_alone
+
+    def takes_means(self) -> bool:
+        """Whether `squeeze_moments` does without the variance; unknown, so False, of a class that overrides it."""
+        return _definer(type(self), "squeeze_moments") is Gate
 
     def excite(self, z: Tensor) -> Tensor:
         """Maps descriptors [N, C] to channel weights [N, C]."""

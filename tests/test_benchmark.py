@@ -33,6 +33,8 @@ def test_a_step_beside_the_plain_backbones(
         assert list(rows) == ["plain", "timm se", "se reference", "se fused"]
         assert rows["plain"]["kept"] == 1
         assert rows["se fused"]["kept"] < rows["se reference"]["kept"]
+        assert rows["plain"]["kept_bytes"] < rows["plain"]["peak_bytes"]
+        assert rows["se fused"]["peak"] < rows["se reference"]["peak"]
         for name in ("timm se", "se reference", "se fused"):
             low, middle, high = rows[name]["cpu"]
             assert 0 < low <= middle <= high

@@ -16,6 +16,7 @@ from timm.models import _efficientnet_blocks as timm_blocks
 from torch import Tensor, nn
 
 from attn.attention import State, attend
+from attn.kernels.block import gate_activated, gates_activated
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,25 @@ class Conv:
         return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
 
 
-class DepthwiseSeparableConv(timm_blocks.DepthwiseSeparableConv):
+class Fusing:
+    """A block whose gates can run fused with the norms before them.
+
+    `fused_on`: types of the devices on which they do, see `attn.kernels`.
+    """
+
+    fused_on: tuple[str, ...] = ()
+
+    def runs_fused(self: Any, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether one of the block's gates runs fused for maps of a given device and type."""
+        gated, others = self.convs()
+        placed = [(getattr(self, "attn_end", None), conv) for conv in others[-1:]]
+        for conv in gated[-1:]:
+            placed.append((getattr(self, "attn_pre", None), conv))
+            placed += [(self.se, conv)] if alone(self, conv.aa) else []
+        return any(gates_activated(m, getattr(c.owner, c.norm), device, dtype, self.fused_on) for m, c in placed)
+
+
+class DepthwiseSeparableConv(Fusing, timm_blocks.DepthwiseSeparableConv):
     """timm's block with the slots `conv_dw`, `conv_pw` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
@@ -62,12 +81,10 @@ class DepthwiseSeparableConv(timm_blocks.DepthwiseSeparableConv):
         feats, y = space_to_depth(self, x)
 
         y, conv_state = attend(self.conv_dw, (y,), conv_state)
-        y, block_state = apply_preact(self, (*feats, self.bn1(y)), block_state)
-        feats = (*feats, antialias(self, y))
-        y, block_state = attend(self.se, feats, block_state)
+        y, feats, block_state = apply_gates(self, feats, y, self.bn1, self.aa, block_state)
 
         y, conv_state = attend(self.conv_pw, (y,), conv_state)
-        y, block_state = apply_end(self, (*feats, self.bn2(y)), block_state)
+        y, block_state = apply_end(self, feats, y, self.bn2, block_state)
         if self.has_skip:
             y = self.drop_path(y) + x
         return y, (conv_state, block_state)
@@ -77,7 +94,7 @@ class DepthwiseSeparableConv(timm_blocks.DepthwiseSeparableConv):
         return [*gated, Conv(self, "conv_dw", "bn1", self.aa)], [Conv(self, "conv_pw", "bn2")]
 
 
-class InvertedResidual(timm_blocks.InvertedResidual):
+class InvertedResidual(Fusing, timm_blocks.InvertedResidual):
     """timm's block with the slots `conv_pw`, `conv_dw`, `conv_pwl` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
@@ -89,12 +106,10 @@ class InvertedResidual(timm_blocks.InvertedResidual):
         y = self.bn1(y)
         feats = (*feats, y)
         y, conv_state = attend(self.conv_dw, (y,), conv_state)
-        y, block_state = apply_preact(self, (*feats, self.bn2(y)), block_state)
-        feats = (*feats, antialias(self, y))
-        y, block_state = attend(self.se, feats, block_state)
+        y, feats, block_state = apply_gates(self, feats, y, self.bn2, self.aa, block_state)
 
         y, conv_state = attend(self.conv_pwl, (y,), conv_state)
-        y, block_state = apply_end(self, (*feats, self.bn3(y)), block_state)
+        y, block_state = apply_end(self, feats, y, self.bn3, block_state)
         if self.has_skip:
             y = self.drop_path(y) + x
         return y, (conv_state, block_state)
@@ -105,7 +120,7 @@ class InvertedResidual(timm_blocks.InvertedResidual):
         return gated, [Conv(self, "conv_pwl", "bn3")]
 
 
-class CondConvResidual(timm_blocks.CondConvResidual):
+class CondConvResidual(Fusing, timm_blocks.CondConvResidual):
     """timm's block, whose convolutions depend on the sample, with the slots `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
@@ -114,11 +129,10 @@ class CondConvResidual(timm_blocks.CondConvResidual):
         routing = torch.sigmoid(self.routing_fn(F.adaptive_avg_pool2d(x, 1).flatten(1)))
 
         f1 = self.bn1(self.conv_pw(x, routing))
-        f2, block_state = apply_preact(self, (x, f1, self.bn2(self.conv_dw(f1, routing))), block_state)
-        y, block_state = attend(self.se, (x, f1, f2), block_state)
+        y = self.conv_dw(f1, routing)
+        y, feats, block_state = apply_gates(self, (x, f1), y, self.bn2, None, block_state)
 
-        y = self.bn3(self.conv_pwl(y, routing))
-        y, block_state = apply_end(self, (x, f1, f2, y), block_state)
+        y, block_state = apply_end(self, feats, self.conv_pwl(y, routing), self.bn3, block_state)
         if self.has_skip:
             y = self.drop_path(y) + x
         return y, (conv_state, block_state)
@@ -127,7 +141,7 @@ class CondConvResidual(timm_blocks.CondConvResidual):
         return [Conv(self, "conv_pw", "bn1"), Conv(self, "conv_dw", "bn2")], [Conv(self, "conv_pwl", "bn3")]
 
 
-class EdgeResidual(timm_blocks.EdgeResidual):
+class EdgeResidual(Fusing, timm_blocks.EdgeResidual):
     """timm's block (fused MBConv) with the slots `conv_exp`, `conv_pwl` (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
@@ -135,12 +149,10 @@ class EdgeResidual(timm_blocks.EdgeResidual):
         x, (conv_state, block_state) = inputs
 
         y, conv_state = attend(self.conv_exp, (x,), conv_state)
-        y, block_state = apply_preact(self, (x, self.bn1(y)), block_state)
-        f1 = antialias(self, y)
-        y, block_state = attend(self.se, (x, f1), block_state)
+        y, feats, block_state = apply_gates(self, (x,), y, self.bn1, self.aa, block_state)
 
         y, conv_state = attend(self.conv_pwl, (y,), conv_state)
-        y, block_state = apply_end(self, (x, f1, self.bn2(y)), block_state)
+        y, block_state = apply_end(self, feats, y, self.bn2, block_state)
         if self.has_skip:
             y = self.drop_path(y) + x
         return y, (conv_state, block_state)
@@ -149,7 +161,7 @@ class EdgeResidual(timm_blocks.EdgeResidual):
         return [Conv(self, "conv_exp", "bn1", self.aa)], [Conv(self, "conv_pwl", "bn2")]
 
 
-class UniversalInvertedResidual(timm_blocks.UniversalInvertedResidual):
+class UniversalInvertedResidual(Fusing, timm_blocks.UniversalInvertedResidual):
     """timm's block of MobileNetV4, with the slots `conv` of its layers (conv) and `attn_pre`, `se`, `attn_end` (block)."""
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:
@@ -161,18 +173,21 @@ class UniversalInvertedResidual(timm_blocks.UniversalInvertedResidual):
 
         for layer in gated:
             y, conv_state = attend(layer.conv, (y,), conv_state)
-            y = layer.bn(y)
             if layer is gated[-1]:
-                y, block_state = apply_preact(self, (*feats, y), block_state)
-            y = antialias(layer, y)
-            feats = (*feats, y)
-        y, block_state = attend(self.se, feats, block_state)
+                y, feats, block_state = apply_gates(self, feats, y, layer.bn, layer.aa, block_state)
+            else:
+                y = antialias(layer, layer.bn(y))
+                feats = (*feats, y)
+        if not gated:
+            y, block_state = attend(self.se, feats, block_state)
 
         for layer in others:
             y, conv_state = attend(layer.conv, (y,), conv_state)
-            y = layer.bn(y)
-            feats = (*feats, y)
-        y, block_state = apply_end(self, feats, block_state)
+            if layer is others[-1]:
+                y, block_state = apply_end(self, feats, y, layer.bn, block_state)
+            else:
+                y = layer.bn(y)
+                feats = (*feats, y)
         y = self.layer_scale(y)
         if self.has_skip:
             y = self.drop_path(y) + x
@@ -236,18 +251,41 @@ def antialias(layer: Any, x: Tensor) -> Tensor:
     return x if layer.aa is None else layer.aa(x)
 
 
-def apply_preact(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-    """The `preact` position: the attention, then the activation taken out of the norm; the identity without an attention."""
+def alone(block: Any, aa: nn.Module | None) -> bool:
+    """Whether nothing but the gate at the `native` position needs the map before it."""
+    return (aa is None or isinstance(aa, nn.Identity)) and all(
+        getattr(block, name, None) is None for name in ("attn_pre", "attn_end")
+    )
+
+
+def apply_gates(
+    block: Any, feats: tuple[Tensor, ...], y: Tensor, norm: nn.Module, aa: nn.Module | None, state: Any
+) -> tuple[Tensor, tuple[Tensor, ...], Any]:
+    """The norm after a convolution, the `preact` position, anti-aliasing and the `native` position.
+
+    Returns:
+        The gated map; `feats` with the map before the `native` gate, unless they run fused: then nothing else needs it; the state.
+    """
+    if alone(block, aa) and gates_activated(block.se, norm, y.device, y.dtype, block.fused_on):
+        y, state = gate_activated(y, norm, block.se, feats, state, block.fused_on)
+        return y, feats, state
     attention = getattr(block, "attn_pre", None)
     if attention is None:
-        return feats[-1], state
-    y, state = attend(attention, feats, state)
-    return block.act_pre(y), state
+        y = norm(y)
+    else:
+        y, state = gate_activated(y, norm, attention, feats, state, block.fused_on)
+        y = block.act_pre(y)
+    feats = (*feats, y if aa is None else aa(y))
+    y, state = attend(block.se, feats, state)
+    return y, feats, state
 
 
-def apply_end(block: Any, feats: tuple[Tensor, ...], state: Any) -> tuple[Tensor, Any]:
-    """The `end` position: the attention after the branch's last norm; the identity without one."""
-    return attend(getattr(block, "attn_end", None), feats, state)
+def apply_end(block: Any, feats: tuple[Tensor, ...], y: Tensor, norm: nn.Module, state: Any) -> tuple[Tensor, Any]:
+    """The branch's last norm, and the `end` position: the attention after it, if there is one."""
+    attention = getattr(block, "attn_end", None)
+    if attention is None:
+        return norm(y), state
+    return gate_activated(y, norm, attention, feats, state, block.fused_on)
 
 
 def stride_of(module: nn.Module | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from timm.models import regnet as timm_regnet
 from torch import Tensor, nn
 
@@ -12,10 +13,20 @@ from attn.attention import Site, State, attend
 from attn.backbones.family import Family, Slot, Socket, blocks_of, stage_sockets
 from attn.backbones.network import Network, Step, stateless
 from attn.backbones.trace import run_block
+from attn.kernels.block import gate_activated, gates_activated
 
 
 class Bottleneck(timm_regnet.Bottleneck):
-    """timm's block with the slots `conv2.conv` (conv) and `se` (block); RegNet's SE is after conv2, not conv3."""
+    """timm's block with the slots `conv2.conv` (conv) and `se` (block); RegNet's SE is after conv2, not conv3.
+
+    `fused_on`: types of the devices on which the gate runs fused with the norm before it, see `attn.kernels`.
+    """
+
+    fused_on: tuple[str, ...] = ()
+
+    def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether the gate runs fused for maps of a given device and type."""
+        return gates_activated(self.se, self.conv2.bn, device, dtype, self.fused_on)
 
     def forward(self, inputs: tuple[Tensor, State]) -> tuple[Tensor, State]:  # type: ignore[override]
         """Maps ([N, C, H, W], state) to ([N, C', H / stride, W / stride], state)."""
@@ -23,9 +34,8 @@ class Bottleneck(timm_regnet.Bottleneck):
 
         f1 = self.conv1(x)
         f2, conv_state = attend(self.conv2.conv, (f1,), conv_state)
-        f2 = self.conv2.bn(f2)
+        y, block_state = gate_activated(f2, self.conv2.bn, self.se, (x, f1), block_state, self.fused_on)
 
-        y, block_state = attend(self.se, (x, f1, f2), block_state)
         y = self.conv3(y)
         if self.downsample is not None:
             y = self.drop_path(y) + self.downsample(x)

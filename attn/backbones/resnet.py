@@ -62,7 +62,7 @@ class Bottleneck(timm_resnet.Bottleneck):
         x, (conv_state, block_state) = inputs
         pooled = pooled_by(self.se, 4, x, self.fused_on)
 
-        f1, mean1 = norm_act(self.conv1(x), self.bn1, self.act1, pooled is not None and 1 in pooled)
+        f1, mean1 = norm_act(self.conv1(x), self.bn1, self.act1, pooled, 1)
         f2, conv_state = attend(self.conv2, (f1,), conv_state)
         f2, mean2 = inner(self, f2, self.bn2, self.act2, pooled, 2)
         y = self.conv3(f2)
@@ -79,7 +79,7 @@ def inner(
 ) -> tuple[Tensor, Tensor | None]:
     """Norm, drop block, activation and anti-aliasing after the block's spatial convolution; and the mean, if it is known."""
     if isinstance(block.drop_block, nn.Identity) and isinstance(block.aa, nn.Identity):
-        return norm_act(y, norm, act, pooled is not None and index in pooled)
+        return norm_act(y, norm, act, pooled, index)
     return block.aa(act(block.drop_block(norm(y)))), None
 
 

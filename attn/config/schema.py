@@ -281,8 +281,9 @@ class Config:
     compile: bool = key(False, "compile the model by `torch.compile`")
     kernels: str = key(
         "reference",
-        "how the end of each ResNet block is computed. reference: module by module; fused: as one CPU operator, which "
-        "`python -m attn.kernels.build` builds; auto: fused if it is built, else reference",
+        "how a block's channel gate is computed with the norm and activation next to it (ResNet, RegNet, MobileNet, "
+        "EfficientNet). reference: module by module; fused: as one CPU operator, which `python -m attn.build` builds; auto: "
+        "fused if it is built, else reference",
         choices=("reference", "auto", "fused"),
     )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")

@@ -1,9 +1,10 @@
-"""The end of a block as one operator: batch norm, channel gate, shortcut and ReLU in two passes over the map, and two back.
+"""A channel gate as one operator with what is next to it: batch norm, activation, gate, shortcut and ReLU in two or three passes over the
+map, and two back.
 
-`ops` is the interface: two differentiable operators, registered with torch. `reference` is their definition in plain
-PyTorch, for any device and type. `cpu` is the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU, which `build`
-compiles in an explicit step, `python -m attn.kernels.build`. `block` computes the end of a residual block with these
-operators, and with plain modules wherever they do not apply.
+`ops` is the interface: three differentiable operators, registered with torch. `reference` is their definition in plain PyTorch, for
+any device and type. `cpu` is the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU, which `build` compiles in an
+explicit step, `python -m attn.kernels.build`. `block` computes the gates of blocks with these operators, and with plain
+modules wherever they do not apply.
 """
 
 from __future__ import annotations

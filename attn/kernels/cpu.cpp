@@ -1,12 +1,17 @@
 // The operators of ops.py for the CPU, float and bfloat16, NHWC and NCHW. Plain C functions: nothing of torch's C++ is needed.
 //
-// Sums run in float over 64 pixels (NCHW: 1024), then in double. Work is divided by shapes alone, so that results do not
-// depend on the number of threads.
+// Sums run in float over a few dozen values, then in double. Work is shared out by shapes alone, so that results do not depend
+// on the number of threads.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
+
+#define UNROLLED _Pragma("GCC unroll 8")
+#define INLINED __attribute__((always_inline))
 
 namespace {
 
@@ -16,385 +21,616 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float load(float x) { return x; }
+// Sixteen floats: compilers with GCC's vector extension split or map them to whatever the CPU has.
+using Vector = float __attribute__((vector_size(64)));
+using Integers = int32_t __attribute__((vector_size(64)));
+using Bits = uint32_t __attribute__((vector_size(64)));
+using Halves = uint16_t __attribute__((vector_size(32)));
+constexpr Index kLanes = 16;
 
-inline float load(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
+// The same code serves one float or sixteen.
+
+template <class V> struct Types { using Int = int32_t; using Unsigned = uint32_t; };
+template <> struct Types<Vector> { using Int = Integers; using Unsigned = Bits; };
+
+template <class V> inline V splat(float x) { return V{} + x; }
+
+template <class Mask, class V> inline V select(Mask mask, V yes, V no) { return mask ? yes : no; }
+
+template <class V> INLINED inline V load(const float* x) {
+  V value;
+  std::memcpy(&value, x, sizeof value);
+  return value;
+}
+
+template <class V> INLINED inline V load(const BFloat16* x) {
+  typename Types<V>::Unsigned bits;
+  if constexpr (std::is_same_v<V, float>) {
+    bits = x->bits;
+  } else {
+    Halves halves;
+    std::memcpy(&halves, x, sizeof halves);
+    bits = __builtin_convertvector(halves, Bits);
+  }
+  bits <<= 16;
+  V value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline void store(float* target, float x) { *target = x; }
+template <class V> INLINED inline void store(float* target, V x) { std::memcpy(target, &x, sizeof x); }
 
-// To the nearest, ties to even; NaN stays NaN.
-inline void store(BFloat16* target, float x) {
-  uint32_t bits;
+// To the nearest, ties to even; a NaN stays one.
+template <class V> INLINED inline void store(BFloat16* target, V x) {
+  typename Types<V>::Unsigned bits;
   std::memcpy(&bits, &x, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  target->bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const V same = x;
+  if constexpr (std::is_same_v<V, float>) {
+    target->bits = static_cast<uint16_t>(same == same ? bits : 0x7fc0u);
+  } else {
+    bits = (same == same) ? bits : (Bits{} + 0x7fc0u);
+    uint32_t each[kLanes];
+    std::memcpy(each, &bits, sizeof bits);
+#pragma omp simd
+    for (Index lane = 0; lane < kLanes; ++lane) target[lane].bits = static_cast<uint16_t>(each[lane]);
+  }
+}
+
+// Activations: value and derivative at z. A NaN passes.
+
+struct Identity {
+  template <class V> static V value(V z) { return z; }
+  template <class V> static V slope(V) { return splat<V>(1.f); }
+};
+
+struct Relu {
+  template <class V> static V value(V z) { return select(z < 0.f, V{}, z); }
+  template <class V> static V slope(V z) { return select(z <= 0.f, V{}, splat<V>(1.f)); }
+};
+
+struct Relu6 {
+  template <class V> static V value(V z) { return select(z < 0.f, V{}, select(z > 6.f, splat<V>(6.f), z)); }
+  template <class V> static V slope(V z) { return select(z <= 0.f, V{}, select(z >= 6.f, V{}, splat<V>(1.f))); }
+};
+
+struct HardSwish {
+  template <class V> static V value(V z) { return z * Relu6::value(z + 3.f) * (1.f / 6.f); }
+  template <class V> static V slope(V z) {
+    return select(z <= -3.f, V{}, select(z >= 3.f, splat<V>(1.f), z * (1.f / 3.f) + 0.5f));
+  }
+};
+
+// e^x to about one unit in the last place (Cephes).
+template <class V> INLINED inline V exponential(V x) {
+  x = select(x < -87.f, splat<V>(-87.f), select(x > 88.f, splat<V>(88.f), x));
+  const V rounded = (x * 1.44269504f + 12582912.f) - 12582912.f;
+  const V r = (x - rounded * 0.693359375f) + rounded * 2.12194440e-4f;
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  const V whole = select(rounded == rounded, rounded, V{});
+  typename Types<V>::Int bits;
+  if constexpr (std::is_same_v<V, float>) bits = static_cast<int32_t>(whole);
+  else bits = __builtin_convertvector(whole, Integers);
+  bits = (bits + 127) << 23;
+  V power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+template <class V> INLINED inline V sigmoid(V z) { return 1.f / (1.f + exponential(-z)); }
+
+struct Silu {
+  template <class V> static V value(V z) { return z * sigmoid(z); }
+  template <class V> static V slope(V z) {
+    const V s = sigmoid(z);
+    return s * (1.f + z * (1.f - s));
+  }
+};
+
+// Calls `run` with the activation of a number, in the order of ops.ACTS.
+template <class Run>
+void with_act(Index act, const Run& run) {
+  switch (act) {
+    case 1: return run(Relu());
+    case 2: return run(Relu6());
+    case 3: return run(HardSwish());
+    case 4: return run(Silu());
+    default: return run(Identity());
+  }
 }
 
 struct Shape {
   Index n, c, pixels;
+  bool nhwc;
+  int threads;
+  Index rows() const { return n * c; }
 };
 
-constexpr Index kRun = 64;     // pixels whose sum is kept in float
-constexpr Index kSpan = 1024;  // the same within one channel
+constexpr Index kRun = 64;    // pixels whose sums are kept in float (NHWC)
+constexpr Index kSpan = 64;   // values that each lane sums in float (NCHW)
 
 // Pixels of a sample are cut into parts, so that a small batch keeps all threads busy.
 inline Index parts_of(const Shape& s) { return s.n >= 8 ? 1 : std::min<Index>(8, (s.pixels + kRun - 1) / kRun); }
 
-template <class Body>
-void each_part(const Shape& s, int threads, const Body& body) {
+// What a body of `each` reads with: V lanes at once, adjacent channels (NHWC) or adjacent pixels of one channel (NCHW).
+template <class V, bool kNhwc> struct Lanes {
+  using Value = V;
+  template <class T> static V map(const T* x, Index at) { return load<V>(x + at); }
+  static V vector(const float* x, Index at) {
+    if constexpr (kNhwc) return load<V>(x + at);
+    else return splat<V>(x[at]);
+  }
+};
+
+// `each` for V channels of one pixel, from channel i (NHWC); lanes below `from` were done before.
+template <int K, class V, class Body>
+INLINED inline void add_lanes(Index c, Index at, Index row, Index i, Index from, float* __restrict run, const Body body) {
+  V v[K ? K : 1];
+  body(Lanes<V, true>(), at + i, row + i, i, v);
+  UNROLLED for (int j = 0; j < K; ++j) {
+    float* target = run + j * c + i;
+    if (from) {
+      for (Index lane = from; lane < kLanes; ++lane) target[lane] += reinterpret_cast<const float*>(&v[j])[lane];
+    } else {
+      store(target, load<V>(target) + v[j]);
+    }
+  }
+}
+
+template <int K, class Body>
+INLINED inline void add_channels(Index c, Index at, Index row, float* run, const Body body) {
+  Index i = 0;
+  for (; i + kLanes <= c; i += kLanes) add_lanes<K, Vector>(c, at, row, i, 0, run, body);
+  if (i == c) return;
+  if (c > kLanes) add_lanes<K, Vector>(c, at, row, c - kLanes, i - (c - kLanes), run, body);
+  else
+    for (; i < c; ++i) add_lanes<K, float>(c, at, row, i, 0, run, body);
+}
+
+// Calls body(lanes, at, k, i, v) for all values of a map: the position of the first, that of its (sample, channel), its channel.
+// Body adds to K sums of the (sample, channel) by writing v[0], v[1] ...; they end up in sums [K, N, C]. It may be called twice
+// for a value, and must not write to what it reads.
+template <int K, class Body>
+void each(const Shape& s, double* sums, const Body& shared) {
+  constexpr int kSums = K ? K : 1;
+  const Index c = s.c, rows = s.rows();
+  const int threads = rows * s.pixels < (1 << 15) ? 1 : s.threads;
+  if (!s.nhwc) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (Index row = 0; row < rows; ++row) {
+      const Body body = shared;  // a copy stays in registers; stores might change what is shared
+      double total[kSums] = {};
+      const Index first = row * s.pixels, channel = row % c;
+      for (Index start = 0; start < s.pixels; start += kLanes * kSpan) {
+        const Index stop = std::min(s.pixels, start + kLanes * kSpan);
+        Vector sum[kSums] = {}, v[kSums];
+        float rest[kSums] = {}, one[kSums];
+        Index p = start;
+        for (; p + kLanes <= stop; p += kLanes) {
+          body(Lanes<Vector, false>(), first + p, row, channel, v);
+          UNROLLED for (int j = 0; j < K; ++j) sum[j] += v[j];
+        }
+        for (; p < stop; ++p) {
+          body(Lanes<float, false>(), first + p, row, channel, one);
+          UNROLLED for (int j = 0; j < K; ++j) rest[j] += one[j];
+        }
+        for (int j = 0; j < K; ++j) {
+          total[j] += rest[j];
+          for (Index lane = 0; lane < kLanes; ++lane) total[j] += sum[j][lane];
+        }
+      }
+      for (int j = 0; j < K; ++j) sums[j * rows + row] = total[j];
+    }
+    return;
+  }
   const Index parts = parts_of(s), items = s.n * parts;
+  std::vector<double> partial(parts > 1 ? K * items * c : 0);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (Index item = 0; item < items; ++item) {
-    const Index n = item / parts, part = item % parts;
-    body(n, item, s.pixels * part / parts, s.pixels * (part + 1) / parts);
-  }
-}
-
-template <class Body>
-void each_row(const Shape& s, int threads, const Body& body) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (Index row = 0; row < s.n * s.c; ++row) body(row, row % s.c);
-}
-
-// Adds the float sums of one run to the double sums, and clears them.
-inline void flush(float* run, double* sums, Index c) {
-  for (Index i = 0; i < c; ++i) {
-    sums[i] += run[i];
-    run[i] = 0.f;
-  }
-}
-
-// Sums [N, parts, C] to [N, C], times a factor.
-void gather(const Shape& s, const std::vector<double>& sums, float* out, double factor) {
-  const Index parts = parts_of(s);
-  for (Index n = 0; n < s.n; ++n)
-    for (Index i = 0; i < s.c; ++i) {
-      double sum = 0;
-      for (Index part = 0; part < parts; ++part) sum += sums[(n * parts + part) * s.c + i];
-      out[n * s.c + i] = static_cast<float>(sum * factor);
-    }
-}
-
-template <class T>
-void moments_nhwc(const T* y, const Shape& s, int threads, std::vector<double>& mean, std::vector<double>& variance) {
-  const Index c = s.c, parts = parts_of(s);
-  std::vector<double> sums(s.n * parts * c), squares(s.n * parts * c);
-  each_part(s, threads, [&](Index n, Index item, Index begin, Index end) {
-    std::vector<float> scratch(3 * c);
-    float *__restrict origin = scratch.data(), *__restrict sum = origin + c, *__restrict square = sum + c;
-    const T* sample = y + n * s.pixels * c;
-    // Sums of differences from the first pixel: those of the values lose the variance where the mean is large.
-    for (Index i = 0; i < c; ++i) origin[i] = load(sample[i]);
+    const Body body = shared;
+    const Index n = item / parts, part = item % parts, row = n * c;
+    std::vector<float> scratch(K * c);
+    float* run = scratch.data();
+    double* total = parts > 1 ? partial.data() + item * c : sums + row;
+    const Index apart = parts > 1 ? items * c : rows;
+    for (int j = 0; j < K; ++j) std::fill_n(total + j * apart, c, 0.0);
+    const Index begin = s.pixels * part / parts, end = s.pixels * (part + 1) / parts;
     for (Index start = begin; start < end; start += kRun) {
       const Index stop = std::min(end, start + kRun);
-      Index p = start;
-      for (; p + 4 <= stop; p += 4) {
-        const T *__restrict a = sample + p * c, *__restrict b = a + c, *__restrict d = b + c, *__restrict e = d + c;
-#pragma omp simd
+      // One pixel at a time: more side by side would disturb the processor's prefetching.
+      for (Index p = start; p < stop; ++p) add_channels<K>(c, (n * s.pixels + p) * c, row, run, body);
+      for (int j = 0; j < K; ++j)
         for (Index i = 0; i < c; ++i) {
-          const float o = origin[i];
-          const float u = load(a[i]) - o, v = load(b[i]) - o, w = load(d[i]) - o, x = load(e[i]) - o;
-          sum[i] += (u + v) + (w + x);
-          square[i] += (u * u + v * v) + (w * w + x * x);
+          total[j * apart + i] += run[j * c + i];
+          run[j * c + i] = 0.f;
         }
-      }
-      for (; p < stop; ++p) {
-        const T* __restrict a = sample + p * c;
-#pragma omp simd
-        for (Index i = 0; i < c; ++i) {
-          const float u = load(a[i]) - origin[i];
-          sum[i] += u;
-          square[i] += u * u;
-        }
-      }
-      flush(sum, sums.data() + item * c, c);
-      flush(square, squares.data() + item * c, c);
     }
-  });
-  for (Index n = 0; n < s.n; ++n)
-    for (Index i = 0; i < c; ++i) {
-      double sum = 0, square = 0;
-      for (Index part = 0; part < parts; ++part) {
-        sum += sums[(n * parts + part) * c + i];
-        square += squares[(n * parts + part) * c + i];
+  }
+  if (parts == 1) return;
+  for (int j = 0; j < K; ++j)
+    for (Index n = 0; n < s.n; ++n)
+      for (Index i = 0; i < c; ++i) {
+        double sum = 0;
+        for (Index part = 0; part < parts; ++part) sum += partial[(j * items + n * parts + part) * c + i];
+        sums[j * rows + n * c + i] = sum;
       }
-      const double shifted = sum / s.pixels;
-      mean[n * c + i] = load(y[n * s.pixels * c + i]) + shifted;
-      variance[n * c + i] = std::max(0.0, square / s.pixels - shifted * shifted);
-      if (square != square) variance[n * c + i] = square;  // NaN, which max drops
-    }
 }
 
-template <class T>
-void moments_nchw(const T* y, const Shape& s, int threads, std::vector<double>& mean, std::vector<double>& variance) {
-  each_row(s, threads, [&](Index row, Index) {
-    const T* __restrict values = y + row * s.pixels;
-    const float origin = load(values[0]);
-    double sum = 0, square = 0;
-    for (Index start = 0; start < s.pixels; start += kSpan) {
-      const Index stop = std::min(s.pixels, start + kSpan);
-      float u = 0, v = 0;
-#pragma omp simd reduction(+ : u, v)
-      for (Index p = start; p < stop; ++p) {
-        const float x = load(values[p]) - origin;
-        u += x;
-        v += x * x;
-      }
-      sum += u;
-      square += v;
-    }
-    const double shifted = sum / s.pixels, found = square / s.pixels - shifted * shifted;
-    mean[row] = origin + shifted;
-    variance[row] = found < 0 ? 0 : found;
-  });
+// The rows of `norm` [5, C]: norm(y) = (y - centre) * scale + bias, scale = weight * inverse; the batch's unbiased variance.
+struct Norm {
+  float *centre, *scale, *bias, *inverse, *unbiased;
+  Norm(float* rows, Index c) : centre(rows), scale(rows + c), bias(rows + 2 * c), inverse(rows + 3 * c), unbiased(rows + 4 * c) {}
+  // norm(y) and y - centre, for lanes of a body.
+  template <class L> auto normed(L l, decltype(L::map(centre, 0)) off, Index i) const { return off * l.vector(scale, i) + l.vector(bias, i); }
+  template <class T, class L> auto off(L l, const T* y, Index at, Index i) const { return l.map(y, at) - l.vector(centre, i); }
+};
+
+// Position of a value of a map in a map [C, H, W] of the same layout.
+inline Index within(const Shape& s, Index at, Index k, Index i) { return at - (k - i) * s.pixels; }
+
+// Sums of a basis [C, H, W] over H W; 1 without one.
+std::vector<double> basis_sums(const Shape& s, const float* basis) {
+  std::vector<double> total(s.c, basis ? 0.0 : 1.0);
+  if (basis)
+    for (Index i = 0; i < s.c; ++i)
+      for (Index p = 0; p < s.pixels; ++p) total[i] += basis[s.nhwc ? p * s.c + i : i * s.pixels + p];
+  return total;
 }
 
+// Of y: mean and variance of each (sample, channel), and with a basis [C, H, W] its weighted sums.
 template <class T>
-void moments(const T* y, const Shape& s, bool nhwc, int threads, float* mean, float* var, float* mu, float* sigma2) {
-  std::vector<double> means(s.n * s.c), variances(s.n * s.c);
-  (nhwc ? moments_nhwc<T> : moments_nchw<T>)(y, s, threads, means, variances);
+void moments(const T* y, const Shape& s, const float* basis, std::vector<double>& mean, std::vector<double>& variance,
+             std::vector<double>& weighted) {
+  const Index rows = s.rows();
+  std::vector<float> origins(rows);
+  // Sums of differences from the first pixel: those of the values lose the variance where the mean is large.
+  for (Index k = 0; k < rows; ++k) origins[k] = load<float>(&y[s.nhwc ? k / s.c * s.pixels * s.c + k % s.c : k * s.pixels]);
+  const float* origin = origins.data();
+  std::vector<double> sums((basis ? 3 : 2) * rows);
+  if (basis)
+    each<3>(s, sums.data(), [=](auto l, Index at, Index k, Index i, auto* v) INLINED {
+      const auto d = l.map(y, at) - l.vector(origin, k);
+      v[0] = d, v[1] = d * d, v[2] = d * l.map(basis, within(s, at, k, i));
+    });
+  else
+    each<2>(s, sums.data(), [=](auto l, Index at, Index k, Index, auto* v) INLINED {
+      const auto d = l.map(y, at) - l.vector(origin, k);
+      v[0] = d, v[1] = d * d;
+    });
+  for (Index k = 0; k < rows; ++k) {
+    const double shifted = sums[k] / s.pixels, found = sums[rows + k] / s.pixels - shifted * shifted;
+    mean[k] = origin[k] + shifted;
+    variance[k] = found < 0 ? 0 : found;  // a NaN passes
+  }
+  if (!basis) return;
+  const std::vector<double> total = basis_sums(s, basis);
+  for (Index k = 0; k < rows; ++k) weighted[k] = sums[2 * rows + k] + origin[k] * total[k % s.c];
+}
+
+// Fills `norm` from the batch's moments, or with running statistics (not null) from these.
+void normalise(const Shape& s, const std::vector<double>& mean, const std::vector<double>& variance, const float* weight,
+               const float* bias, const float* running_mean, const float* running_var, double eps, Norm norm) {
+  const double count = static_cast<double>(s.n) * s.pixels;
   for (Index i = 0; i < s.c; ++i) {
     double centre = 0, spread = 0;
-    for (Index n = 0; n < s.n; ++n) centre += means[n * s.c + i];
-    centre /= s.n;
-    for (Index n = 0; n < s.n; ++n) {
-      const double off = means[n * s.c + i] - centre;
-      spread += variances[n * s.c + i] + off * off;
+    if (running_mean) {
+      centre = running_mean[i], spread = running_var[i];
+    } else {
+      for (Index n = 0; n < s.n; ++n) centre += mean[n * s.c + i];
+      centre /= s.n;
+      for (Index n = 0; n < s.n; ++n) {
+        const double off = mean[n * s.c + i] - centre;
+        spread += variance[n * s.c + i] + off * off;
+      }
+      spread /= s.n;
     }
-    mu[i] = static_cast<float>(centre);
-    sigma2[i] = static_cast<float>(spread / s.n);
-  }
-  for (Index k = 0; k < s.n * s.c; ++k) {
-    mean[k] = static_cast<float>(means[k]);
-    var[k] = static_cast<float>(variances[k]);
+    const double inverse = 1 / std::sqrt(spread + eps);
+    norm.centre[i] = static_cast<float>(centre);
+    norm.inverse[i] = static_cast<float>(inverse);
+    norm.scale[i] = static_cast<float>(weight[i] * inverse);
+    norm.bias[i] = bias[i];
+    norm.unbiased[i] = static_cast<float>(count > 1 ? spread * count / (count - 1) : spread);
   }
 }
 
 template <class T>
-void moments_backward(const T* through, const T* y, const Shape& s, bool nhwc, int threads, const float* mean,
-                      const float* mu, const float* dmean, const float* dvar, const float* dmu, const float* dsigma2,
-                      T* dy) {
-  std::vector<float> offset(s.n * s.c), slope(s.n * s.c);
-  const float each = 1.f / static_cast<float>(s.pixels), share = 1.f / static_cast<float>(s.n);
-  for (Index n = 0; n < s.n; ++n)
-    for (Index i = 0; i < s.c; ++i) {
-      const Index k = n * s.c + i;
-      offset[k] = (dmean[k] + (dmu[i] + 2.f * dsigma2[i] * (mean[k] - mu[i])) * share) * each;
-      slope[k] = 2.f * (dvar[k] + dsigma2[i] * share) * each;
+void squeeze(const T* y, const Shape& s, const float* weight, const float* bias, const float* running_mean,
+             const float* running_var, double eps, const float* basis, Index act, float* mean, float* variance, float* rows,
+             float* raw) {
+  const Index count = s.rows();
+  const Norm norm(rows, s.c);
+  std::vector<double> means(count), variances(count), weighted(basis && !act ? count : 0);
+  moments(y, s, act ? nullptr : basis, means, variances, weighted);
+  normalise(s, means, variances, weight, bias, running_mean, running_var, eps, norm);
+  if (!act) {
+    const std::vector<double> total = basis_sums(s, basis);
+    for (Index k = 0; k < count; ++k) {
+      const Index i = k % s.c;
+      const double off = means[k] - norm.centre[i], scale = norm.scale[i];
+      const double sum = basis ? weighted[k] - norm.centre[i] * total[i] : off;
+      mean[k] = static_cast<float>(sum * scale + total[i] * norm.bias[i]);
+      variance[k] = static_cast<float>(variances[k] * scale * scale);
+      raw[k] = static_cast<float>(off);
+      raw[count + k] = static_cast<float>(variances[k]);
+      if (basis) raw[2 * count + k] = static_cast<float>(sum);
     }
-  if (nhwc) {
-    const Index c = s.c;
-    each_part(s, threads, [&](Index n, Index, Index begin, Index end) {
-      const float *__restrict a = offset.data() + n * c, *__restrict b = slope.data() + n * c;
-      const float* __restrict m = mean + n * c;
-      for (Index p = begin; p < end; ++p) {
-        const Index at = (n * s.pixels + p) * c;
-        const T *__restrict g = through + at, *__restrict v = y + at;
-        T* __restrict d = dy + at;
-#pragma omp simd
-        for (Index i = 0; i < c; ++i) store(d + i, load(g[i]) + a[i] + b[i] * (load(v[i]) - m[i]));
-      }
-    });
     return;
   }
-  each_row(s, threads, [&](Index row, Index) {
-    const float a = offset[row], b = slope[row], m = mean[row];
-    const T *__restrict g = through + row * s.pixels, *__restrict v = y + row * s.pixels;
-    T* __restrict d = dy + row * s.pixels;
-#pragma omp simd
-    for (Index p = 0; p < s.pixels; ++p) store(d + p, load(g[p]) + a + b * (load(v[p]) - m));
+  std::vector<double> sums(count);
+  with_act(act, [&](auto kind) {
+    using Act = decltype(kind);
+    if (basis)
+      each<1>(s, sums.data(), [=](auto l, Index at, Index k, Index i, auto* v) INLINED {
+        v[0] = Act::value(norm.normed(l, norm.off(l, y, at, i), i)) * l.map(basis, within(s, at, k, i));
+      });
+    else
+      each<1>(s, sums.data(), [=](auto l, Index at, Index, Index i, auto* v) INLINED { v[0] = Act::value(norm.normed(l, norm.off(l, y, at, i), i)); });
   });
-}
-
-// One pixel or one value: the affine map, the shortcut and ReLU.
-template <bool kShortcut, bool kRelu, class T>
-inline float ending(T y, float centre, float scale, float shift, const T* shortcut) {
-  float v = (load(y) - centre) * scale + shift;
-  if (kShortcut) v += load(*shortcut);
-  return kRelu && v < 0.f ? 0.f : v;  // a NaN passes
-}
-
-template <bool kShortcut, bool kRelu, class T>
-void affine(const T* y, const Shape& s, bool nhwc, int threads, const float* centre, const float* scale,
-            const float* shift, Index step, const T* shortcut, T* out, float* pooled) {
-  if (nhwc) {
-    const Index c = s.c;
-    std::vector<double> sums(pooled ? s.n * parts_of(s) * c : 0);
-    each_part(s, threads, [&](Index n, Index item, Index begin, Index end) {
-      std::vector<float> scratch(c);
-      float* __restrict sum = scratch.data();
-      const float *__restrict a = scale + n * step, *__restrict b = shift + n * step, *__restrict m = centre;
-      for (Index start = begin; start < end; start += kRun) {
-        const Index stop = std::min(end, start + kRun);
-        for (Index p = start; p < stop; ++p) {
-          const Index at = (n * s.pixels + p) * c;
-          const T *__restrict v = y + at, *__restrict r = kShortcut ? shortcut + at : nullptr;
-          T* __restrict o = out + at;
-          if (pooled) {
-#pragma omp simd
-            for (Index i = 0; i < c; ++i) {
-              const float value = ending<kShortcut, kRelu>(v[i], m[i], a[i], b[i], kShortcut ? r + i : nullptr);
-              store(o + i, value);
-              sum[i] += value;
-            }
-          } else {
-#pragma omp simd
-            for (Index i = 0; i < c; ++i)
-              store(o + i, ending<kShortcut, kRelu>(v[i], m[i], a[i], b[i], kShortcut ? r + i : nullptr));
-          }
-        }
-        if (pooled) flush(sum, sums.data() + item * c, c);
-      }
-    });
-    if (pooled) gather(s, sums, pooled, 1.0 / s.pixels);
-    return;
-  }
-  each_row(s, threads, [&](Index row, Index channel) {
-    const Index at = row / s.c * step + channel;
-    const float a = scale[at], b = shift[at], m = centre[channel];
-    const T *__restrict v = y + row * s.pixels, *__restrict r = kShortcut ? shortcut + row * s.pixels : nullptr;
-    T* __restrict o = out + row * s.pixels;
-    double total = 0;
-    for (Index start = 0; start < s.pixels; start += kSpan) {
-      const Index stop = std::min(s.pixels, start + kSpan);
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (Index p = start; p < stop; ++p) {
-        const float value = ending<kShortcut, kRelu>(v[p], m, a, b, kShortcut ? r + p : nullptr);
-        store(o + p, value);
-        sum += value;
-      }
-      total += sum;
-    }
-    if (pooled) pooled[row] = static_cast<float>(total / s.pixels);
-  });
-}
-
-template <bool kShortcut, bool kRelu, class T>
-void affine_backward(const T* grad, const float* grad_pooled, const T* out, const T* y, const Shape& s, bool nhwc,
-                     int threads, const float* centre, const float* scale, Index step, T* through, T* dshortcut,
-                     float* dscale, float* dshift) {
-  const float each = 1.f / static_cast<float>(s.pixels);
-  if (nhwc) {
-    const Index c = s.c;
-    std::vector<double> scales(s.n * parts_of(s) * c), shifts(s.n * parts_of(s) * c);
-    each_part(s, threads, [&](Index n, Index item, Index begin, Index end) {
-      std::vector<float> scratch(3 * c);
-      float *__restrict ds = scratch.data(), *__restrict dt = ds + c, *__restrict extra = dt + c;
-      const float *__restrict a = scale + n * step, *__restrict m = centre;
-      if (grad_pooled)
-        for (Index i = 0; i < c; ++i) extra[i] = grad_pooled[n * c + i] * each;
-      for (Index start = begin; start < end; start += kRun) {
-        const Index stop = std::min(end, start + kRun);
-        for (Index p = start; p < stop; ++p) {
-          const Index at = (n * s.pixels + p) * c;
-          const T *__restrict g = grad + at, *__restrict o = out + at, *__restrict v = y + at;
-          T *__restrict d = through + at, *__restrict r = kShortcut ? dshortcut + at : nullptr;
-#pragma omp simd
-          for (Index i = 0; i < c; ++i) {
-            const float masked = kRelu && load(o[i]) <= 0.f ? 0.f : load(g[i]) + extra[i];
-            ds[i] += masked * (load(v[i]) - m[i]);
-            dt[i] += masked;
-            store(d + i, masked * a[i]);
-            if (kShortcut) store(r + i, masked);
-          }
-        }
-        flush(ds, scales.data() + item * c, c);
-        flush(dt, shifts.data() + item * c, c);
-      }
-    });
-    gather(s, scales, dscale, 1.0);
-    gather(s, shifts, dshift, 1.0);
-    return;
-  }
-  each_row(s, threads, [&](Index row, Index channel) {
-    const float a = scale[row / s.c * step + channel], m = centre[channel];
-    const float extra = grad_pooled ? grad_pooled[row] * each : 0.f;
-    const Index at = row * s.pixels;
-    const T *__restrict g = grad + at, *__restrict o = out + at, *__restrict v = y + at;
-    T *__restrict d = through + at, *__restrict r = kShortcut ? dshortcut + at : nullptr;
-    double scales = 0, shifts = 0;
-    for (Index start = 0; start < s.pixels; start += kSpan) {
-      const Index stop = std::min(s.pixels, start + kSpan);
-      float ds = 0, dt = 0;
-#pragma omp simd reduction(+ : ds, dt)
-      for (Index p = start; p < stop; ++p) {
-        const float masked = kRelu && load(o[p]) <= 0.f ? 0.f : load(g[p]) + extra;
-        ds += masked * (load(v[p]) - m);
-        dt += masked;
-        store(d + p, masked * a);
-        if (kShortcut) store(r + p, masked);
-      }
-      scales += ds;
-      shifts += dt;
-    }
-    dscale[row] = static_cast<float>(scales);
-    dshift[row] = static_cast<float>(shifts);
-  });
+  for (Index k = 0; k < count; ++k) mean[k] = static_cast<float>(sums[k] / (basis ? 1 : s.pixels));
 }
 
 template <class T>
-void affine_any(const void* y, const Shape& s, bool nhwc, int threads, const float* centre, const float* scale,
-                const float* shift, Index step, const void* shortcut, bool relu, void* out, float* pooled) {
-  const auto run = shortcut ? (relu ? affine<true, true, T> : affine<true, false, T>)
-                            : (relu ? affine<false, true, T> : affine<false, false, T>);
-  run(static_cast<const T*>(y), s, nhwc, threads, centre, scale, shift, step, static_cast<const T*>(shortcut),
-      static_cast<T*>(out), pooled);
+void scale(const T* y, const Shape& s, const float* rows, const float* weights, const T* shortcut, Index act, bool relu,
+           T* out) {
+  const Norm norm(const_cast<float*>(rows), s.c);
+  if (act) {
+    with_act(act, [&](auto kind) {
+      using Act = decltype(kind);
+      each<0>(s, nullptr, [=](auto l, Index at, Index k, Index i, auto*) INLINED {
+        store(out + at, Act::value(norm.normed(l, norm.off(l, y, at, i), i)) * l.vector(weights, k));
+      });
+    });
+    return;
+  }
+  std::vector<float> products(2 * s.rows());
+  float *factor = products.data(), *shift = factor + s.rows();
+  for (Index k = 0; k < s.rows(); ++k) {
+    factor[k] = norm.scale[k % s.c] * weights[k];
+    shift[k] = norm.bias[k % s.c] * weights[k];
+  }
+  const float* centre = norm.centre;
+  if (shortcut && relu)
+    each<0>(s, nullptr, [=](auto l, Index at, Index k, Index i, auto*) INLINED {
+      store(out + at, Relu::value((l.map(y, at) - l.vector(centre, i)) * l.vector(factor, k) + l.vector(shift, k) + l.map(shortcut, at)));
+    });
+  else if (shortcut)
+    each<0>(s, nullptr, [=](auto l, Index at, Index k, Index i, auto*) INLINED {
+      store(out + at, (l.map(y, at) - l.vector(centre, i)) * l.vector(factor, k) + l.vector(shift, k) + l.map(shortcut, at));
+    });
+  else if (relu)
+    each<0>(s, nullptr, [=](auto l, Index at, Index k, Index i, auto*) INLINED {
+      store(out + at, Relu::value((l.map(y, at) - l.vector(centre, i)) * l.vector(factor, k) + l.vector(shift, k)));
+    });
+  else
+    each<0>(s, nullptr, [=](auto l, Index at, Index k, Index i, auto*) INLINED {
+      store(out + at, (l.map(y, at) - l.vector(centre, i)) * l.vector(factor, k) + l.vector(shift, k));
+    });
+}
+
+// The sums over H W that `squeeze_backward` needs, in link [5, N, C] after the weights, and the weights' gradient.
+template <class T>
+void scale_backward(const T* grad, const T* out, const T* y, const Shape& s, const float* rows, const float* weights,
+                    const float* basis, Index act, bool relu, T* masked, float* link, float* dweights) {
+  const Norm norm(const_cast<float*>(rows), s.c);
+  const Index count = s.rows();
+  std::vector<double> sums(5 * count);
+  if (!act) {
+    const float* centre = norm.centre;
+    if (relu)
+      each<2>(s, sums.data(), [=](auto l, Index at, Index, Index i, auto* v) INLINED {
+        const auto g = l.map(grad, at);
+        const auto m = select(l.map(out, at) <= 0.f, std::decay_t<decltype(g)>{}, g);
+        store(masked + at, m);
+        v[0] = m, v[1] = m * (l.map(y, at) - l.vector(centre, i));
+      });
+    else
+      each<2>(s, sums.data(), [=](auto l, Index at, Index, Index i, auto* v) INLINED {
+        const auto m = l.map(grad, at);
+        v[0] = m, v[1] = m * (l.map(y, at) - l.vector(centre, i));
+      });
+  } else {
+    const float share = 1.f / static_cast<float>(s.pixels);
+    with_act(act, [&](auto kind) {
+      using Act = decltype(kind);
+      each<5>(s, sums.data(), [=](auto l, Index at, Index k, Index i, auto* v) INLINED {
+        const auto off = norm.off(l, y, at, i), z = norm.normed(l, off, i), g = l.map(grad, at);
+        const auto slope = Act::slope(z);
+        auto b = slope * share;
+        if (basis) b = slope * l.map(basis, within(s, at, k, i));
+        v[0] = g * slope, v[1] = g * slope * off, v[2] = b, v[3] = b * off, v[4] = g * Act::value(z);
+      });
+    });
+  }
+  for (Index k = 0; k < count; ++k) {
+    link[k] = weights[k];
+    for (Index j = 0; j < 4; ++j) link[(j + 1) * count + k] = static_cast<float>(sums[j * count + k]);
+    dweights[k] = static_cast<float>(act ? sums[4 * count + k]
+                                         : sums[count + k] * norm.scale[k % s.c] + sums[k] * norm.bias[k % s.c]);
+  }
+}
+
+// dy = (m * factor + share * basis) * act'(norm(y)) * scale + offset + slope * (y - centre); factor, share, slope, offset [N, C].
+template <class T>
+void backward(const T* m, const T* y, const Shape& s, Norm norm, const float* factor, const float* share, const float* basis,
+              const float* offset, const float* slope, Index act, T* dy) {
+  with_act(act, [&](auto kind) {
+    using Act = decltype(kind);
+    const auto run = [&](auto with_basis) {
+      each<0>(s, nullptr, [=](auto l, Index at, Index k, Index i, auto*) INLINED {
+        const auto off = norm.off(l, y, at, i);
+        auto da = l.map(m, at) * l.vector(factor, k);
+        if constexpr (decltype(with_basis)::value) da += l.vector(share, k) * l.map(basis, within(s, at, k, i));
+        else da += l.vector(share, k);
+        const auto dz = da * Act::slope(norm.normed(l, off, i));
+        store(dy + at, dz * l.vector(norm.scale, i) + l.vector(offset, k) + l.vector(slope, k) * off);
+      });
+    };
+    if (basis) run(std::true_type());
+    else run(std::false_type());
+  });
+}
+
+// From the sums of dz and dz * (y - centre) [C]: the gradients of weight and bias, and what y gets through the batch's statistics.
+void through_statistics(const Shape& s, const std::vector<double>& total, Norm norm, bool training, float* dweight, float* dbias,
+                        std::vector<double>& offset, std::vector<double>& slope) {
+  const double count = static_cast<double>(s.n) * s.pixels;
+  for (Index i = 0; i < s.c; ++i) {
+    dbias[i] = static_cast<float>(total[i]);
+    dweight[i] = static_cast<float>(total[s.c + i] * norm.inverse[i]);
+    const double factor = training ? -norm.scale[i] / count : 0.0;
+    offset[i] = factor * total[i];
+    slope[i] = factor * norm.inverse[i] * norm.inverse[i] * total[s.c + i];
+  }
 }
 
 template <class T>
-void affine_backward_any(const void* grad, const float* grad_pooled, const void* out, const void* y, const Shape& s,
-                         bool nhwc, int threads, const float* centre, const float* scale, Index step, bool relu,
-                         void* through, void* dshortcut, float* dscale, float* dshift) {
-  const auto run = dshortcut ? (relu ? affine_backward<true, true, T> : affine_backward<true, false, T>)
-                             : (relu ? affine_backward<false, true, T> : affine_backward<false, false, T>);
-  run(static_cast<const T*>(grad), grad_pooled, static_cast<const T*>(out), static_cast<const T*>(y), s, nhwc, threads,
-      centre, scale, step, static_cast<T*>(through), static_cast<T*>(dshortcut), dscale, dshift);
+void squeeze_backward(const T* m, const float* link, const T* y, const Shape& s, const float* rows, const float* raw,
+                      const float* dmean, const float* dvar, const float* basis, bool training, Index act, T* dy,
+                      float* dweight, float* dbias) {
+  const Norm norm(const_cast<float*>(rows), s.c);
+  const Index c = s.c, count = s.rows();
+  const float *weights = link, *g0 = link + count, *g1 = g0 + count, *a0 = g1 + count, *a1 = a0 + count;
+  const std::vector<double> basis_total = act ? std::vector<double>(c) : basis_sums(s, basis);
+  std::vector<double> total(2 * c), offset(c), slope(c);
+  for (Index k = 0; k < count; ++k) {
+    const Index i = k % c;
+    const double w = weights[k], e = dmean[k];
+    total[i] += w * g0[k] + e * (act ? a0[k] : basis_total[i]);
+    total[c + i] += w * g1[k] + e * (act ? a1[k] : raw[(basis ? 2 : 0) * count + k]);
+    if (!act) total[c + i] += 2.0 * dvar[k] * norm.scale[i] * raw[count + k];
+  }
+  through_statistics(s, total, norm, training, dweight, dbias, offset, slope);
+  std::vector<float> share(count), offsets(count), slopes(count);
+  for (Index k = 0; k < count; ++k) {
+    const Index i = k % c;
+    const double own = act ? 0.0 : 2.0 * dvar[k] * norm.scale[i] * norm.scale[i] / s.pixels;
+    share[k] = basis ? dmean[k] : dmean[k] / static_cast<float>(s.pixels);
+    slopes[k] = static_cast<float>(slope[i] + own);
+    offsets[k] = static_cast<float>(offset[i] - (act ? 0.0 : own * raw[k]));
+  }
+  backward(m, y, s, norm, weights, share.data(), basis, offsets.data(), slopes.data(), act, dy);
+}
+
+template <class T>
+void norm_act(const T* y, const Shape& s, const float* weight, const float* bias, const float* running_mean,
+              const float* running_var, double eps, Index act, T* out, float* pooled, float* rows) {
+  const Index count = s.rows();
+  const Norm norm(rows, s.c);
+  std::vector<double> means(count), variances(count), none, sums(pooled ? count : 0);
+  if (!running_mean) moments(y, s, nullptr, means, variances, none);
+  normalise(s, means, variances, weight, bias, running_mean, running_var, eps, norm);
+  with_act(act, [&](auto kind) {
+    using Act = decltype(kind);
+    if (pooled)
+      each<1>(s, sums.data(), [=](auto l, Index at, Index, Index i, auto* v) INLINED {
+        v[0] = Act::value(norm.normed(l, norm.off(l, y, at, i), i));
+        store(out + at, v[0]);
+      });
+    else
+      each<0>(s, nullptr, [=](auto l, Index at, Index, Index i, auto*) INLINED {
+        store(out + at, Act::value(norm.normed(l, norm.off(l, y, at, i), i)));
+      });
+  });
+  if (pooled)
+    for (Index k = 0; k < count; ++k) pooled[k] = static_cast<float>(sums[k] / s.pixels);
+}
+
+template <class T>
+void norm_act_backward(const T* grad, const float* grad_pooled, const T* y, const Shape& s, const float* rows, bool training,
+                       Index act, T* dy, float* dweight, float* dbias) {
+  const Norm norm(const_cast<float*>(rows), s.c);
+  const Index c = s.c, count = s.rows();
+  std::vector<float> shares(count), ones(count, 1.f), offsets(count), slopes(count);
+  if (grad_pooled)
+    for (Index k = 0; k < count; ++k) shares[k] = grad_pooled[k] / static_cast<float>(s.pixels);
+  const float* share = shares.data();
+  std::vector<double> sums(2 * count), total(2 * c), offset(c), slope(c);
+  with_act(act, [&](auto kind) {
+    using Act = decltype(kind);
+    each<2>(s, sums.data(), [=](auto l, Index at, Index k, Index i, auto* v) INLINED {
+      const auto off = norm.off(l, y, at, i);
+      const auto dz = (l.map(grad, at) + l.vector(share, k)) * Act::slope(norm.normed(l, off, i));
+      v[0] = dz, v[1] = dz * off;
+    });
+  });
+  for (Index k = 0; k < count; ++k) {
+    total[k % c] += sums[k];
+    total[c + k % c] += sums[count + k];
+  }
+  through_statistics(s, total, norm, training, dweight, dbias, offset, slope);
+  for (Index k = 0; k < count; ++k) {
+    offsets[k] = static_cast<float>(offset[k % c]);
+    slopes[k] = static_cast<float>(slope[k % c]);
+  }
+  backward(grad, y, s, norm, ones.data(), share, nullptr, offsets.data(), slopes.data(), act, dy);
+}
+
+// Calls `run` with a null pointer of the map's type.
+template <class Run>
+void with_type(int bf16, const Run& run) {
+  if (bf16) run(static_cast<const BFloat16*>(nullptr));
+  else run(static_cast<const float*>(nullptr));
 }
 
 }  // namespace
 
+#define SHAPE int bf16, int nhwc, int threads, Index n, Index c, Index pixels
+#define MAP(x) static_cast<decltype(type)>(x)
+#define OUT(x) const_cast<std::remove_const_t<std::remove_pointer_t<decltype(type)>>*>(MAP(x))
+
 extern "C" {
 
-void attn_moments(int bf16, int nhwc, int threads, Index n, Index c, Index pixels, const void* y, float* mean, float* var,
-                  float* mu, float* sigma2) {
-  const Shape s{n, c, pixels};
-  if (bf16)
-    moments(static_cast<const BFloat16*>(y), s, nhwc, threads, mean, var, mu, sigma2);
-  else
-    moments(static_cast<const float*>(y), s, nhwc, threads, mean, var, mu, sigma2);
+void attn_squeeze(SHAPE, const void* y, const float* weight, const float* bias, const float* running_mean,
+                  const float* running_var, double eps, const float* basis, Index act, float* mean, float* variance, float* norm,
+                  float* raw) {
+  with_type(bf16, [&](auto type) {
+    squeeze(MAP(y), {n, c, pixels, nhwc != 0, threads}, weight, bias, running_mean, running_var, eps, basis, act, mean, variance,
+            norm, raw);
+  });
 }
 
-void attn_moments_backward(int bf16, int nhwc, int threads, Index n, Index c, Index pixels, const void* through,
-                           const void* y, const float* mean, const float* mu, const float* dmean, const float* dvar,
-                           const float* dmu, const float* dsigma2, void* dy) {
-  const Shape s{n, c, pixels};
-  if (bf16)
-    moments_backward(static_cast<const BFloat16*>(through), static_cast<const BFloat16*>(y), s, nhwc, threads, mean, mu,
-                     dmean, dvar, dmu, dsigma2, static_cast<BFloat16*>(dy));
-  else
-    moments_backward(static_cast<const float*>(through), static_cast<const float*>(y), s, nhwc, threads, mean, mu, dmean,
-                     dvar, dmu, dsigma2, static_cast<float*>(dy));
+void attn_squeeze_backward(SHAPE, const void* m, const float* link, const void* y, const float* norm, const float* raw,
+                           const float* dmean, const float* dvar, const float* basis, Index training, Index act, void* dy,
+                           float* dweight, float* dbias) {
+  with_type(bf16, [&](auto type) {
+    squeeze_backward(MAP(m), link, MAP(y), {n, c, pixels, nhwc != 0, threads}, norm, raw, dmean, dvar, basis, training != 0, act,
+                     OUT(dy), dweight, dbias);
+  });
 }
 
-void attn_affine(int bf16, int nhwc, int threads, Index n, Index c, Index pixels, const void* y, const float* centre,
-                 const float* scale, const float* shift, Index step, const void* shortcut, Index relu, void* out,
-                 float* pooled) {
-  (bf16 ? affine_any<BFloat16> : affine_any<float>)(y, Shape{n, c, pixels}, nhwc, threads, centre, scale, shift, step,
-                                                    shortcut, relu, out, pooled);
+void attn_scale(SHAPE, const void* y, const float* norm, const float* weights, const void* shortcut, Index act, Index relu,
+                void* out) {
+  with_type(bf16, [&](auto type) {
+    scale(MAP(y), {n, c, pixels, nhwc != 0, threads}, norm, weights, MAP(shortcut), act, relu != 0, OUT(out));
+  });
 }
 
-void attn_affine_backward(int bf16, int nhwc, int threads, Index n, Index c, Index pixels, const void* grad,
-                          const float* grad_pooled, const void* out, const void* y, const float* centre,
-                          const float* scale, Index step, Index relu, void* through, void* dshortcut, float* dscale,
-                          float* dshift) {
-  (bf16 ? affine_backward_any<BFloat16> : affine_backward_any<float>)(grad, grad_pooled, out, y, Shape{n, c, pixels}, nhwc,
-                                                                      threads, centre, scale, step, relu, through,
-                                                                      dshortcut, dscale, dshift);
+void attn_scale_backward(SHAPE, const void* grad, const void* out, const void* y, const float* norm, const float* weights,
+                         const float* basis, Index act, Index relu, void* masked, float* link, float* dweights) {
+  with_type(bf16, [&](auto type) {
+    scale_backward(MAP(grad), MAP(out), MAP(y), {n, c, pixels, nhwc != 0, threads}, norm, weights, basis, act, relu != 0,
+                   OUT(masked), link, dweights);
+  });
+}
+
+void attn_norm_act(SHAPE, const void* y, const float* weight, const float* bias, const float* running_mean,
+                   const float* running_var, double eps, Index act, void* out, float* pooled, float* norm) {
+  with_type(bf16, [&](auto type) {
+    norm_act(MAP(y), {n, c, pixels, nhwc != 0, threads}, weight, bias, running_mean, running_var, eps, act, OUT(out), pooled,
+             norm);
+  });
+}
+
+void attn_norm_act_backward(SHAPE, const void* grad, const float* grad_pooled, const void* y, const float* norm,
+                            Index training, Index act, void* dy, float* dweight, float* dbias) {
+  with_type(bf16, [&](auto type) {
+    norm_act_backward(MAP(grad), grad_pooled, MAP(y), {n, c, pixels, nhwc != 0, threads}, norm, training != 0, act, OUT(dy),
+                      dweight, dbias);
+  });
 }
 }

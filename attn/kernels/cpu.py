@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attn.kernels.build import library_path
-from attn.kernels.reference import memory_format
+from attn.kernels.reference import ACTS, memory_format
 
 DTYPES = (torch.float32, torch.bfloat16)
+HEAD = [ctypes.c_int] * 3 + [ctypes.c_int64] * 3  # bf16, channels_last, threads; N, C, H W
+# After the head: p a tensor's address or null, i an integer, d a double.
+SIGNATURES = {
+    "attn_squeeze": "pppppdpipppp",
+    "attn_squeeze_backward": "ppppppppiippp",
+    "attn_scale": "ppppiip",
+    "attn_scale_backward": "ppppppiippp",
+    "attn_norm_act": "pppppdippp",
+    "attn_norm_act_backward": "ppppiippp",
+}
+KINDS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled form, None if it has not been built. See `attn.kernels.build`."""
     path = library_path()
-    return ctypes.CDLL(str(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    found = ctypes.CDLL(str(path))
+    for name, kinds in SIGNATURES.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = None, HEAD + [KINDS[kind] for kind in kinds]
+    return found
 
 
 def serves(y: Tensor) -> bool:
@@ -26,84 +44,116 @@ def serves(y: Tensor) -> bool:
     return y.dtype in DTYPES and y.numel() > 0 and library() is not None
 
 
-def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = laid_out(y, y)
-    mean, variance = vectors(y, y.shape[0]), vectors(y, y.shape[0])
-    mu, sigma2 = vectors(y, 1)[0], vectors(y, 1)[0]
-    call("attn_moments", y, y, mean, variance, mu, sigma2)
-    return mean, variance, mu, sigma2
-
-
-def moments_backward(
-    through: Tensor,
+def squeeze(
     y: Tensor,
-    mean: Tensor,
-    mu: Tensor,
-    grad_mean: Tensor,
-    grad_var: Tensor,
-    grad_mu: Tensor,
-    grad_sigma2: Tensor,
-) -> Tensor:
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    basis: Tensor | None,
+    eps: float,
+    act: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y = laid_out(y, y)
-    grad = torch.empty_like(y)
-    vectors = [v.contiguous() for v in (mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)]
-    call("attn_moments_backward", y, laid_out(through, y), y, *vectors, grad)
-    return grad
+    (n, c), plain = y.shape[:2], act == "none"
+    mean, variance = torch.empty(n, c), torch.empty((n, c) if plain else (0,))
+    norm, raw = torch.empty(5, c), torch.empty((2 if basis is None else 3, n, c) if plain else (0,))
+    given = (floats(weight), floats(bias), floats(running_mean), floats(running_var))
+    call("attn_squeeze", y, y, *given, eps, pixel_weights(basis, y), ACTS.index(act), mean, variance, norm, raw)
+    return mean, variance, norm, raw
 
 
-def affine(
-    y: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, relu: bool, pool: bool
-) -> tuple[Tensor, Tensor]:
+def squeeze_backward(
+    masked: Tensor,
+    link: Tensor,
+    y: Tensor,
+    norm: Tensor,
+    raw: Tensor,
+    grad_mean: Tensor,
+    grad_variance: Tensor,
+    basis: Tensor | None,
+    training: bool,
+    act: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = laid_out(y, y)
+    dy, dweight, dbias = torch.empty_like(y), torch.empty(y.shape[1]), torch.empty(y.shape[1])
+    vectors = (norm, raw, floats(grad_mean), floats(grad_variance))
+    settings = (pixel_weights(basis, y), training, ACTS.index(act))
+    call("attn_squeeze_backward", y, laid_out(masked, y), floats(link), y, *vectors, *settings, dy, dweight, dbias)
+    return dy, dweight, dbias
+
+
+def scale(y: Tensor, norm: Tensor, weights: Tensor, shortcut: Tensor | None, act: str, relu: bool) -> Tensor:
     y = laid_out(y, y)
     shortcut = None if shortcut is None else laid_out(shortcut, y)
     out = torch.empty_like(y)
-    pooled = vectors(y, y.shape[0]) if pool else vectors(y, 0).flatten()
-    scales = (scale.contiguous(), shift.contiguous(), row_step(scale))
-    call("attn_affine", y, y, centre.contiguous(), *scales, shortcut, int(relu), out, pooled if pool else None)
-    return out, pooled
+    call("attn_scale", y, y, norm, floats(weights), shortcut, ACTS.index(act), relu, out)
+    return out
 
 
-def affine_backward(
+def scale_backward(
     grad: Tensor,
-    grad_pooled: Tensor | None,
     out: Tensor,
     y: Tensor,
-    centre: Tensor,
-    scale: Tensor,
+    norm: Tensor,
+    weights: Tensor,
+    basis: Tensor | None,
+    act: str,
     relu: bool,
-    with_shortcut: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     y = laid_out(y, y)
-    grad_pooled = None if grad_pooled is None else grad_pooled.contiguous()
-    through = torch.empty_like(y)
-    dshortcut = torch.empty_like(y) if with_shortcut else None
-    dscale, dshift = vectors(y, y.shape[0]), vectors(y, y.shape[0])
-    maps = (laid_out(grad, y), grad_pooled, laid_out(out, y), y)
-    scales = (centre.contiguous(), scale.contiguous(), row_step(scale))
-    call("attn_affine_backward", y, *maps, *scales, int(relu), through, dshortcut, dscale, dshift)
-    return through, y.new_empty(0) if dshortcut is None else dshortcut, dscale, dshift
+    masked = torch.empty_like(y) if relu else y.new_empty(0)
+    link, dweights = torch.empty(5, *y.shape[:2]), torch.empty(y.shape[:2])
+    given = (laid_out(grad, y), laid_out(out, y), y, norm, floats(weights), pixel_weights(basis, y))
+    call("attn_scale_backward", y, *given, ACTS.index(act), relu, masked, link, dweights)
+    return masked, link, dweights
+
+
+def norm_act(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    act: str,
+    pool: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = laid_out(y, y)
+    out, pooled, norm = torch.empty_like(y), torch.empty(y.shape[:2] if pool else (0,)), torch.empty(5, y.shape[1])
+    given = (floats(weight), floats(bias), floats(running_mean), floats(running_var))
+    call("attn_norm_act", y, y, *given, eps, ACTS.index(act), out, pooled if pool else None, norm)
+    return out, pooled, norm
+
+
+def norm_act_backward(
+    grad: Tensor, grad_pooled: Tensor | None, y: Tensor, norm: Tensor, training: bool, act: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = laid_out(y, y)
+    dy, dweight, dbias = torch.empty_like(y), torch.empty(y.shape[1]), torch.empty(y.shape[1])
+    given = (laid_out(grad, y), floats(grad_pooled), y, norm)
+    call("attn_norm_act_backward", y, *given, training, ACTS.index(act), dy, dweight, dbias)
+    return dy, dweight, dbias
 
 
 def laid_out(x: Tensor, y: Tensor) -> Tensor:
     return x.contiguous(memory_format=memory_format(y))
 
 
-def vectors(y: Tensor, rows: int) -> Tensor:
-    return torch.empty(rows, y.shape[1])
+def floats(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.float().contiguous()
 
 
-def row_step(scale: Tensor) -> int:
-    """Values from one sample's vector to the next one's: 0 if all samples share one."""
-    return 0 if scale.shape[0] == 1 else scale.shape[1]
+def pixel_weights(basis: Tensor | None, y: Tensor) -> Tensor | None:
+    """[C, H, W] in the layout of y."""
+    return None if basis is None else laid_out(basis.float()[None], y)
 
 
-def call(name: str, y: Tensor, *arguments: Tensor | int | None) -> None:
-    """Calls a function of the library. A tensor is passed as its address, None as a null pointer, an int as an int64."""
+def call(name: str, y: Tensor, *arguments: Tensor | float | None) -> None:
+    """Calls a function of the library. A tensor is passed as its address, None as a null pointer, True as 1."""
     found = library()
     assert found is not None, "`serves` has checked it"
     n, c, h, w = y.shape
-    head = (int(y.dtype == torch.bfloat16), int(memory_format(y) == torch.channels_last), torch.get_num_threads())
-    passed = [
-        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr()) for a in arguments
-    ]
-    getattr(found, name)(*head, ctypes.c_int64(n), ctypes.c_int64(c), ctypes.c_int64(h * w), *passed)
+    nhwc = memory_format(y) == torch.channels_last
+    passed = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    getattr(found, name)(y.dtype == torch.bfloat16, nhwc, torch.get_num_threads(), n, c, h * w, *passed)

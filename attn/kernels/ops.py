@@ -1,30 +1,35 @@
-"""The interface: two operators, from which the end of a block is composed.
+"""The interface: three differentiable operators, of which blocks are composed.
 
-Both take maps [N, C, H, W] of any floating type and return vectors in float32 (float64 for float64 maps).
+Maps are [N, C, H, W] of any floating type; vectors are float32 (float64 for float64 maps). norm is batch norm, act one of `ACTS`.
 
-`moments(y)` computes, in one pass,
+`squeeze` and `scale` are the two ends of a channel gate; what is computed between them sees only vectors:
 
-    mean, var    [N, C]  of each channel of each sample over H W (var: divided by H W)
-    mu, sigma2   [C]     of each channel over N H W, as batch norm uses them
-    through      [N, C, H, W]  zeros without memory, in the role of y - y.detach(): carries `affine`'s gradient back to y
+    mean, variance, norm, raw, through, link = squeeze(y, ...)    one pass over y, two if act is not none
+        mean     [N, C]  of act(norm(y)) over H W; with a basis [C, H, W] the sums over H W of basis * act(norm(y)) instead
+        variance [N, C]  of norm(y) over H W, divided by H W; empty if act is not none
+    out = scale(y, through, link, norm, weights, ...)             one pass
+        out      [N, C, H, W]  after(act(norm(y)) * weights[n, c] + shortcut); after is ReLU or nothing
 
-`affine(y, through, centre, scale, shift, shortcut, relu, pool)` computes, in one pass,
+Only y, out and vectors are stored. `scale` differentiates with respect to weights and shortcut; what y, weight and bias need from
+its output goes to `squeeze`, whose backward pass reads maps once for all gradients: `through` [N, C, H, W] (without memory) brings
+it the gradient before the gate, `link` [5, N, C] the gate's weights and sums over H W. So the two are not derivatives in
+themselves, and each `through` and `link` must be passed to exactly one `scale`. norm [5, C] and raw carry no gradient.
 
-    out          relu((y - centre[c]) * scale[n, c] + shift[n, c] + shortcut), in the type and layout of y
-    pooled       [N, C], the mean of out over H W; empty without `pool`
+`norm_act` is act(norm(y)), and its mean over H W, in two passes; two in the backward pass, for which it keeps only y.
 
-y is a constant to `affine`; its gradient goes through `through`, and `moments` adds the vectors' gradients to it in its one
-backward pass. So autograd differentiates everything computed between the two, using vectors only, and only y, out and
-vectors are stored. The gradients are those of the formulas; second derivatives are not supported.
+The gradients are those of the formulas; second derivatives are not supported. Batch statistics are used where no running ones are
+given; norm[0] and norm[4] are then the batch's mean and unbiased variance, for the running statistics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from attn.kernels import cpu, reference
 from attn.kernels.reference import memory_format, wide
@@ -34,143 +39,275 @@ def form(y: Tensor) -> ModuleType:
     return cpu if y.device.type == "cpu" and cpu.serves(y) else reference
 
 
+def eager(y: Tensor) -> bool:
+    """Whether an operator may be called without torch's dispatcher: not while a graph is traced, nor for tensors without values."""
+    return type(y) is Tensor and not torch.compiler.is_compiling()
+
+
+def shortened(op: Any, compute: Callable[..., Any], keep: Callable[..., None], differentiate: Callable[..., Any]) -> Any:
+    """`op`, which in eager mode is called without the dispatcher: that takes longer than some maps' passes.
+
+    Args:
+        op: the operator, registered with torch.
+        compute: its forward.
+        keep, differentiate: its autograd.
+    """
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = compute(*inputs)
+        keep(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(differentiate))}
+    function: Any = type(op._qualname, (torch.autograd.Function,), members)
+
+    def call(*inputs: Any) -> Any:
+        return function.apply(*inputs) if eager(inputs[0]) else op(*inputs)
+
+    return call
+
+
+def backward_of(y: Tensor, name: str) -> Callable[..., Any]:
+    return getattr(form(y), name) if eager(y) else getattr(torch.ops.attn, name)
+
+
 def no_map(y: Tensor) -> Tensor:
     return y.new_zeros(()).expand(y.shape)
 
 
-@torch.library.custom_op("attn::moments", mutates_args=())
-def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See the docstring of this file."""
-    return (*form(y).moments(y), no_map(y))
+def like(y: Tensor) -> Tensor:
+    return torch.empty_like(y, memory_format=memory_format(y))
 
 
-@moments.register_fake
-def _(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (n, c), dtype = y.shape[:2], wide(y)
-    mean, variance = y.new_empty(n, c, dtype=dtype), y.new_empty(n, c, dtype=dtype)
-    return mean, variance, y.new_empty(c, dtype=dtype), y.new_empty(c, dtype=dtype), no_map(y)
+def vector(y: Tensor, *shape: int) -> Tensor:
+    return y.new_empty(shape, dtype=wide(y))
 
 
-@torch.library.custom_op("attn::moments_backward", mutates_args=())
-def moments_backward(
-    through: Tensor,
+@torch.library.custom_op("attn::squeeze", mutates_args=())
+def squeeze(
     y: Tensor,
-    mean: Tensor,
-    mu: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    basis: Tensor | None,
+    eps: float,
+    act: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See the docstring of this file."""
+    return squeezed(y, weight, bias, running_mean, running_var, basis, eps, act)
+
+
+def squeezed(y: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found = form(y).squeeze(y, *settings)
+    return (*found, no_map(y), found[2].new_zeros(()).expand(5, *y.shape[:2]))
+
+
+@squeeze.register_fake
+def _(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    basis: Tensor | None,
+    eps: float,
+    act: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, c = y.shape[:2]
+    variance, raw = ((n, c), (2 if basis is None else 3, n, c)) if act == "none" else ((0,), (0,))
+    link = vector(y, 1)[0].expand(5, n, c)
+    return vector(y, n, c), vector(y, *variance), vector(y, 5, c), vector(y, *raw), no_map(y), link
+
+
+@torch.library.custom_op("attn::squeeze_backward", mutates_args=())
+def squeeze_backward(
+    masked: Tensor,
+    link: Tensor,
+    y: Tensor,
+    norm: Tensor,
+    raw: Tensor,
     grad_mean: Tensor,
-    grad_var: Tensor,
-    grad_mu: Tensor,
-    grad_sigma2: Tensor,
+    grad_variance: Tensor,
+    basis: Tensor | None,
+    training: bool,
+    act: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of y, weight and bias."""
+    return form(y).squeeze_backward(masked, link, y, norm, raw, grad_mean, grad_variance, basis, training, act)
+
+
+@squeeze_backward.register_fake
+def _(masked: Tensor, link: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return like(y), vector(y, y.shape[1]), vector(y, y.shape[1])
+
+
+def keep_squeeze(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y, weight, bias, running_mean, _, basis, _, ctx.act = inputs
+    ctx.training, ctx.types = running_mean is None, (weight.dtype, bias.dtype)
+    ctx.save_for_backward(y, output[2], output[3], basis)
+
+
+def differentiate_squeeze(
+    ctx: Any, grad_mean: Tensor, grad_variance: Tensor, _norm: Tensor, _raw: Tensor, masked: Tensor, link: Tensor
+) -> tuple[Any, ...]:
+    y, norm, raw, basis = ctx.saved_tensors
+    dy, dweight, dbias = backward_of(y, "squeeze_backward")(
+        masked, link, y, norm, raw, grad_mean, grad_variance, basis, ctx.training, ctx.act
+    )
+    return dy, dweight.to(ctx.types[0]), dbias.to(ctx.types[1]), None, None, None, None, None
+
+
+squeeze.register_autograd(differentiate_squeeze, setup_context=keep_squeeze)
+
+
+@torch.library.custom_op("attn::scale", mutates_args=())
+def scale(
+    y: Tensor,
+    through: Tensor,
+    link: Tensor,
+    norm: Tensor,
+    weights: Tensor,
+    shortcut: Tensor | None,
+    basis: Tensor | None,
+    act: str,
+    relu: bool,
 ) -> Tensor:
-    """The gradient of `moments` with respect to y: `through`, plus a linear function of y per channel and sample."""
-    return form(y).moments_backward(through, y, mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)
+    """See the docstring of this file. `weights` [N, C]; `shortcut` as y, in shape and type; `basis` as given to `squeeze`."""
+    return scaled(y, through, link, norm, weights, shortcut, basis, act, relu)
 
 
-@moments_backward.register_fake
-def _(through: Tensor, y: Tensor, *vectors: Tensor) -> Tensor:
+def scaled(
+    y: Tensor,
+    through: Tensor,
+    link: Tensor,
+    norm: Tensor,
+    weights: Tensor,
+    shortcut: Tensor | None,
+    basis: Tensor | None,
+    act: str,
+    relu: bool,
+) -> Tensor:
+    return form(y).scale(y, norm, weights, shortcut, act, relu)
+
+
+@scale.register_fake
+def _(y: Tensor, *rest: Any) -> Tensor:
     return like(y)
 
 
-def keep_moments(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[0], output[0], output[2])
-
-
-def differentiate_moments(
-    ctx: Any, grad_mean: Tensor, grad_var: Tensor, grad_mu: Tensor, grad_sigma2: Tensor, through: Tensor
-) -> Tensor:
-    y, mean, mu = ctx.saved_tensors
-    return torch.ops.attn.moments_backward(through, y, mean, mu, grad_mean, grad_var, grad_mu, grad_sigma2)
-
-
-moments.register_autograd(differentiate_moments, setup_context=keep_moments)
-
-
-@torch.library.custom_op("attn::affine", mutates_args=())
-def affine(
-    y: Tensor,
-    through: Tensor,
-    centre: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    shortcut: Tensor | None,
-    relu: bool,
-    pool: bool,
-) -> tuple[Tensor, Tensor]:
-    """See the docstring of this file.
-
-    Args:
-        centre: [C].
-        scale, shift: both [N, C], or both [1, C].
-        shortcut: in the shape and type of y.
-    """
-    return form(y).affine(y, centre, scale, shift, shortcut, relu, pool)
-
-
-@affine.register_fake
-def _(
-    y: Tensor,
-    through: Tensor,
-    centre: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    shortcut: Tensor | None,
-    relu: bool,
-    pool: bool,
-) -> tuple[Tensor, Tensor]:
-    return like(y), y.new_empty(y.shape[:2] if pool else (0,), dtype=wide(y))
-
-
-@torch.library.custom_op("attn::affine_backward", mutates_args=())
-def affine_backward(
+@torch.library.custom_op("attn::scale_backward", mutates_args=())
+def scale_backward(
     grad: Tensor,
-    grad_pooled: Tensor | None,
     out: Tensor,
     y: Tensor,
-    centre: Tensor,
-    scale: Tensor,
+    norm: Tensor,
+    weights: Tensor,
+    basis: Tensor | None,
+    act: str,
     relu: bool,
-    with_shortcut: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `affine` with respect to `through`, `shortcut` (empty without one), scale and shift (both [N, C])."""
-    return form(y).affine_backward(grad, grad_pooled, out, y, centre, scale, relu, with_shortcut)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient before ReLU (empty without it), `link`, and the gradient of weights [N, C]."""
+    return form(y).scale_backward(grad, out, y, norm, weights, basis, act, relu)
 
 
-@affine_backward.register_fake
+@scale_backward.register_fake
 def _(
     grad: Tensor,
-    grad_pooled: Tensor | None,
     out: Tensor,
     y: Tensor,
-    centre: Tensor,
-    scale: Tensor,
+    norm: Tensor,
+    weights: Tensor,
+    basis: Tensor | None,
+    act: str,
     relu: bool,
-    with_shortcut: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dscale, dshift = (y.new_empty(y.shape[:2], dtype=wide(y)) for _ in range(2))
-    return like(y), like(y) if with_shortcut else y.new_empty(0), dscale, dshift
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c = y.shape[:2]
+    return like(y) if relu else y.new_empty(0), vector(y, 5, n, c), vector(y, n, c)
 
 
-def keep_affine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    y, _, centre, scale, _, shortcut, ctx.relu, ctx.pool = inputs
+def keep_scale(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    y, _, _, norm, weights, shortcut, basis, ctx.act, ctx.relu = inputs
     ctx.with_shortcut = shortcut is not None
     # Without ReLU the gradient does not need the output.
-    ctx.save_for_backward(y, output[0] if ctx.relu else y, centre, scale)
+    ctx.save_for_backward(y, output if ctx.relu else y, norm, weights, basis)
 
 
-def differentiate_affine(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Any, ...]:
-    y, out, centre, scale = ctx.saved_tensors
-    through, dshortcut, dscale, dshift = torch.ops.attn.affine_backward(
-        grad, grad_pooled if ctx.pool else None, out, y, centre, scale, ctx.relu, ctx.with_shortcut
+def differentiate_scale(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    y, out, norm, weights, basis = ctx.saved_tensors
+    masked, link, dweights = backward_of(y, "scale_backward")(grad, out, y, norm, weights, basis, ctx.act, ctx.relu)
+    before = masked if ctx.relu else grad
+    return None, before, link, None, dweights.to(weights.dtype), before if ctx.with_shortcut else None, None, None, None
+
+
+scale.register_autograd(differentiate_scale, setup_context=keep_scale)
+
+
+@torch.library.custom_op("attn::norm_act", mutates_args=())
+def norm_act(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    act: str,
+    pool: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """act(norm(y)), its mean over H W [N, C] (empty without `pool`), and norm [5, C]."""
+    return normed(y, weight, bias, running_mean, running_var, eps, act, pool)
+
+
+def normed(y: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return form(y).norm_act(y, *settings)
+
+
+@norm_act.register_fake
+def _(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    act: str,
+    pool: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return like(y), vector(y, *(y.shape[:2] if pool else (0,))), vector(y, 5, y.shape[1])
+
+
+@torch.library.custom_op("attn::norm_act_backward", mutates_args=())
+def norm_act_backward(
+    grad: Tensor, grad_pooled: Tensor | None, y: Tensor, norm: Tensor, training: bool, act: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of y, weight and bias."""
+    return form(y).norm_act_backward(grad, grad_pooled, y, norm, training, act)
+
+
+@norm_act_backward.register_fake
+def _(
+    grad: Tensor, grad_pooled: Tensor | None, y: Tensor, norm: Tensor, training: bool, act: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return like(y), vector(y, y.shape[1]), vector(y, y.shape[1])
+
+
+def keep_norm_act(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y, weight, bias, running_mean, _, _, ctx.act, ctx.pool = inputs
+    ctx.training, ctx.types = running_mean is None, (weight.dtype, bias.dtype)
+    ctx.save_for_backward(y, output[2])
+
+
+def differentiate_norm_act(ctx: Any, grad: Tensor, grad_pooled: Tensor, _norm: Tensor) -> tuple[Any, ...]:
+    y, norm = ctx.saved_tensors
+    dy, dweight, dbias = backward_of(y, "norm_act_backward")(
+        grad, grad_pooled if ctx.pool else None, y, norm, ctx.training, ctx.act
     )
-    shared = scale.shape[0] == 1
-    dcentre = -(dshift * scale).sum(0)
-    if shared:
-        dscale, dshift = dscale.sum(0, keepdim=True), dshift.sum(0, keepdim=True)
-    return None, through, dcentre, dscale, dshift, dshortcut if ctx.with_shortcut else None, None, None
+    return dy, dweight.to(ctx.types[0]), dbias.to(ctx.types[1]), None, None, None, None, None
 
 
-affine.register_autograd(differentiate_affine, setup_context=keep_affine)
+norm_act.register_autograd(differentiate_norm_act, setup_context=keep_norm_act)
 
-
-def like(y: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=memory_format(y))
+# As the blocks call them.
+squeeze_map = shortened(squeeze, squeezed, keep_squeeze, differentiate_squeeze)
+scale_map = shortened(scale, scaled, keep_scale, differentiate_scale)
+norm_act_map = shortened(norm_act, normed, keep_norm_act, differentiate_norm_act)

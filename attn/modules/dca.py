@@ -208,6 +208,12 @@ class DCA(Gate):
     def takes_moments(self) -> bool:
         return super().takes_moments() and self.base.takes_moments()
 
+    def takes_means(self) -> bool:
+        return self.base.takes_means()
+
+    def basis(self, height: int, width: int) -> Tensor | None:
+        return self.base.basis(height, width)
+
     def weigh(self, descriptors: Sequence[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
         joined = own = descriptors[-1]
         if state is not None:

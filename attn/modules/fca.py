@@ -55,6 +55,15 @@ class DCT(nn.Module):
             x = bin_average(x, (self.size, self.size))
         return (x * self.basis[self.part].to(x.dtype)).sum((2, 3))
 
+    def weights(self, height: int, width: int) -> Tensor:
+        """[C, H, W]: what a map is multiplied by before it is summed; averaging to S x S included."""
+        maps = self.basis
+        for axis, length in ((1, height), (2, width)):
+            if length != self.size:
+                bins = bin_average(torch.eye(length, device=maps.device)[None, ..., None], (self.size, 1))[0, ..., 0]
+                maps = torch.tensordot(maps, bins.to(maps.dtype), ([axis], [1])).movedim(-1, axis)
+        return maps[self.part]
+
     @staticmethod
     def map_size(site: Site, input_size: int) -> int:
         """S: the side of the site's maps for images of `input_size` pixels, at least 7.
@@ -105,6 +114,15 @@ class Fca(Gate):
 
     def squeeze(self, x: Tensor) -> Tensor:
         return self.dct(x)
+
+    def squeeze_moments(self, mean: Tensor, variance: Tensor | None) -> Tensor:
+        return mean  # `basis` has made it the sum that `squeeze` computes
+
+    def takes_means(self) -> bool:
+        return True
+
+    def basis(self, height: int, width: int) -> Tensor:
+        return self.dct.weights(height, width)
 
     def excite(self, z: Tensor) -> Tensor:
         return self.fc2(self.fc1(z).relu()).sigmoid()

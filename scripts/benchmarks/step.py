@@ -1,7 +1,8 @@
 """One training step, forward, backward and SGD, beside the plain backbone's.
 
 The contenders are the plain backbone, timm's own squeeze-and-excitation where timm has the pair, and every attention in its
-reference and its fused form. `kept` is the memory that the forward keeps for the backward."""
+reference and its fused form; with --compile each of them compiled, too. `kept` is the memory that the forward keeps for the backward
+(eager only), `peak` the most that a step holds at once beyond what it starts with."""
 
 from __future__ import annotations
 
@@ -21,6 +22,13 @@ TIMM_SE = {"resnet18": "seresnet18", "resnet34": "seresnet34", "resnet50": "sere
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--attentions", type=lambda text: text.split(","), default=["se", "eca", "ba", "dca_se"])
+    parser.add_argument(
+        "--forms",
+        type=lambda text: text.split(","),
+        default=["reference", "fused"],
+        help="forms of each attention (default reference,fused)",
+    )
+    parser.add_argument("--compile", action="store_true", help="also torch.compile each contender: minutes per model")
     parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--size", type=positive, default=128, help="side of the images in pixels (default 128)")
     parser.add_argument("--classes", type=positive, default=1000)
@@ -51,7 +59,7 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
     if options.backbone in TIMM_SE:
         models["timm se"] = lambda: timm.create_model(TIMM_SE[options.backbone], num_classes=options.classes)
     for name in options.attentions:
-        for form in ("reference", "fused"):
+        for form in options.forms:
             models[f"{name} {form}"] = lambda name=name, form=form: attn.create_model(
                 options.backbone, name, options.classes, kernels=form
             )
@@ -64,7 +72,13 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
         model = build().to(memory_format=layout).train()
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         step = training_step(model, optimizer, images, targets, options.dtype == "bf16")
-        found.append(Contender(name, step, {"kept": kept_bytes(model, images, options.dtype == "bf16")}))
+        step()  # the optimizer makes its state, which is not a step's memory
+        memory = {"kept": kept_bytes(model, images, options.dtype == "bf16"), "peak": peak_bytes(step)}
+        found.append(Contender(name, step, memory))
+        if options.compile:
+            step = training_step(torch.compile(model), optimizer, images, targets, options.dtype == "bf16")
+            step(), step()
+            found.append(Contender(f"{name} compiled", step, {"peak": peak_bytes(step)}))
     return found
 
 
@@ -106,3 +120,17 @@ def kept_bytes(model: Any, images: Any, bf16: bool) -> int:
     storages = {h.tensor.untyped_storage().data_ptr(): h.tensor.untyped_storage().nbytes() for h in alive}
     del output  # only now: it holds the graph
     return sum(size for address, size in storages.items() if address not in own)
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """The most bytes that a step holds at once, beyond what is held when it starts; by torch's allocator."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
