@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.models import _efficientnet_blocks as timm_blocks
 from torch import Tensor, nn
 
-from attn.attention import State, attend
+from attn.attention import Recorded, State, attend
 from attn.kernels.block import gate_activated, gates_activated
 
 
@@ -266,7 +266,8 @@ def apply_gates(
     Returns:
         The gated map; `feats` with the map before the `native` gate, unless they run fused: then nothing else needs it; the state.
     """
-    if alone(block, aa) and gates_activated(block.se, norm, y.device, y.dtype, block.fused_on):
+    fused = alone(block, aa) and gates_activated(block.se, norm, y.device, y.dtype, block.fused_on)
+    if fused and not isinstance(state, Recorded):
         y, state = gate_activated(y, norm, block.se, feats, state, block.fused_on)
         return y, feats, state
     attention = getattr(block, "attn_pre", None)
