@@ -16,6 +16,7 @@ from commands import composed
 
 from attn import tables
 from attn.config.schema import Config
+from attn.data.ahead import Ahead
 from attn.distributed import fail_together, launch
 from attn.models.spec import resolve_attention
 from attn.tables.build import Build
@@ -65,7 +66,7 @@ def main() -> None:
             with fail_together(ranks):
                 run = prepare(cfg, run_dir, ranks, request, None)
             assert run is not None
-            with contextlib.closing(run.data.batches(0, STEPS, ranks)) as batches:
+            with contextlib.closing(Ahead(run.data.batches(0, STEPS, ranks), ranks.device)) as batches:
                 for _ in range(STEPS):
                     train_step(run, batches)
             ranks.barrier()

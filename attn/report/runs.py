@@ -127,13 +127,12 @@ def _read(folder: Path, trust: Collection[str], parameters: dict[str, int]) -> R
         UserError, ValueError, OSError: it is of something else, of another version, or without an epoch.
     """
     rows, damaged = metrics.parse_metrics(folder)
-    if damaged:
-        console.warn(f"{folder / metrics.METRICS}: line {listed(damaged)} cannot be read, and is left out")
     config = folder / directory.CONFIG
     if not config.exists():
         raise UserError(f"it has no {directory.CONFIG}")
+    unread = f"line {listed(damaged)} of its {metrics.METRICS} cannot be read" if damaged else None
     if not rows:
-        raise UserError("no epoch was evaluated")
+        raise UserError(unread or "no epoch was evaluated")
     content = yaml.safe_load(config.read_text())
     if not isinstance(content, dict):
         raise UserError(f"its {directory.CONFIG} is no mapping")
@@ -149,6 +148,8 @@ def _read(folder: Path, trust: Collection[str], parameters: dict[str, int]) -> R
         if score is None:
             raise UserError(f"epoch {row['epoch']} of its {metrics.METRICS} has no val_top1")
         scores.append(score)
+    if unread:
+        console.warn(f"{folder}: {unread}, and is left out")
     return Result(folder, cfg, max(scores), scores[-1], rows[-1]["epoch"], parameters[network], rows)
 
 

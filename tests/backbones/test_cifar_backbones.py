@@ -279,8 +279,8 @@ def test_stochastic_depth_drops_branches() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block": "wide"}, "block='wide'; choose from basic, bottleneck"),
-        ({"shortcut": "pool"}, "shortcut='pool'; choose from conv, pad"),
+        ({"block": "wide"}, "block='wide' must be one of 'basic', 'bottleneck'"),
+        ({"shortcut": "pool"}, "shortcut='pool' must be one of 'conv', 'pad'"),
         ({"depths": (1, 2)}, r"depths=\[1, 2\].*three of each"),
     ],
 )

@@ -67,9 +67,9 @@ def test_where_nothing_is_built(tmp_path: Path) -> None:
 
 
 def test_a_family_without_fused_blocks_says_so(tmp_path: Path, kernel_cache: Path) -> None:
-    overrides = ["~backbone.channels", "~backbone.stem_width", "backbone.name=mobilenetv3_small_050"]
+    overrides = ["~backbone.channels", "~backbone.stem_width", "backbone.name=shufflenet_v2_x1_0"]
     run = finished(tmp_path / "run", "kernels=fused", *overrides, env={"XDG_CACHE_HOME": str(kernel_cache)})
-    assert run.text.count("kernels=fused: no block is fused, mobilenetv3_small_050 has none that can be") == 1
+    assert run.text.count("kernels=fused: no block is fused, shufflenet_v2_x1_0 has none that can be") == 1
 
 
 def test_a_fused_run_is_evaluated_anywhere(

@@ -24,14 +24,15 @@ from fault_harness import TINY as LOOP
 from fault_harness import Run
 from fault_injection import slow_steps
 from PIL import Image
-from torchvision.transforms import v2
 
 import attn
 from attn.config.command_line import quoted
 from attn.config.parse import parse
+from attn.config.schema import Data
 from attn.console import told_if_slow
 from attn.data.imagefolder import Folder, NotAFile, UnreadableImage, read_bytes, read_rgb
 from attn.data.loader import Seeded
+from attn.data.transforms import eval_transform
 from attn.errors import UserError
 from attn.runs import checkpoint, directory
 from attn.runs.steps import read_steps, rewind_steps
@@ -191,7 +192,7 @@ SCRIPTS: dict[str, list[str]] = {
     "tables --paper foo": ["--paper", "'foo'", "ba_net"],
     "tables --paper ba_net --table 99": ["unknown table '99'"],
     "tables --runs {tmp}/none": ["--runs {tmp}/none", "no such directory"],
-    "benchmark": ["what", "required"],
+    "benchmark": ["step|loop", "required"],
     "benchmark step --batch 0": ["--batch", "'0'", "greater than 0"],
     "benchmark step --attentions foo": ["unknown attention 'foo'"],
     "killtest --times 0": ["--times", "greater than 0"],
@@ -320,7 +321,10 @@ def test_force_cannot_continue_another_optimizer(tmp_path: Path) -> None:
 
 
 def test_torchrun_ends_with_the_error(tmp_path: Path) -> None:
-    result = call_fresh(["train.py", *LOOP, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/no/such"], ranks=2)
+    result = call_fresh(
+        ["train.py", *LOOP, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/no/such", "data.samples=1024"],
+        ranks=2,
+    )
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.strip(" =")]
     for line in (lines[0], lines[-1]):  # the launcher's own report comes between
@@ -366,9 +370,9 @@ def test_an_unreadable_test_image_is_not_answered_by_replacing_it(tmp_path: Path
     broken = Folder.__new__(Folder)
     broken.samples = [(str(tmp_path / "a.png"), 0)]
     with pytest.raises(UserError, match=r"a\.png.* never replaced"):
-        Seeded(broken, v2.Identity(), 0, training=False)[0, 0]
+        Seeded(broken, eval_transform(Data()), 0, training=False)[0, 0]
     with pytest.raises(UserError, match=r"a\.png.* set data\.on_error=replace"):
-        Seeded(broken, v2.Identity(), 0)[0, 0]
+        Seeded(broken, eval_transform(Data()), 0)[0, 0]
 
 
 def test_waiting_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,7 +168,15 @@ def test_the_slurm_script_requeues_with_an_older_torchrun(tmp_path: Path, cluste
 
 
 def test_the_slurm_script_does_not_requeue_what_cannot_start(tmp_path: Path, cluster: dict[str, str]) -> None:
-    command = ["bash", "scripts/slurm.sh", *TINY, f"run_dir={tmp_path / 'run'}", "data=imagenet", "data.root=/nowhere"]
+    command = [
+        "bash",
+        "scripts/slurm.sh",
+        *TINY,
+        f"run_dir={tmp_path / 'run'}",
+        "data=imagenet",
+        "data.samples=1024",
+        "data.root=/nowhere",
+    ]
     launched = Launched(command, tmp_path / "output", {**cluster, "MAX_RESTARTS": "0"})
     assert launched.wait() == 1, launched.text
     assert "data.root=/nowhere: no such folder" in launched.text
