@@ -78,7 +78,7 @@ def draw(found: Sequence[ErrorByBatch]) -> Figure:
     panel.xaxis.set_minor_locator(NullLocator())
     seeds = sorted({len(values) for one in found for values in one.errors})
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    panel.set(xlabel="batch size of the training", ylabel=f"top-1 error (%), mean of {count} seeds")
+    panel.set(xlabel="batch size of the training", ylabel=f"top-1 error (%), mean of {count} seed{'s' * (count != '1')}")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False)
     return figure

@@ -170,8 +170,7 @@ def _classes(panel: Any, one: Outcome, names: Sequence[str]) -> None:
     else:
         panel.set_ylabel("classes, from the worst to the best")
     panel.axvline(one.accuracy(), color=style.colour(1), linewidth=1)
-    lowest = np.nanmin(accuracy)
-    panel.set(title="accuracy of each class (line: all)", xlabel="%", xlim=(max(0.0, np.floor(lowest / 10) * 10 - 10), 100))
+    panel.set(title="accuracy of each class (line: all)", xlabel="%", xlim=(0, 100))
 
 
 def _reliability(panel: Any, one: Outcome, bins: int) -> None:
