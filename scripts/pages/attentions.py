@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,8 +50,12 @@ def write(docs: Path) -> dict[str, str]:
         raise ValueError(f"docs/attentions.yaml and configs/attention differ in {', '.join(differing)}")
     rows = _rows_by_attention()
     sizes = {name: _sizes(name) for name in ("strip", *told)}
+    measured = [json.loads(path.read_text()) for path in sorted((docs / "benchmarks").glob("step_*.json"))]
     found = {
-        f"attentions/{name}.md": _page(name, told[name], rows.get(name, []), sizes[name], sizes["strip"]) for name in told
+        f"attentions/{name}.md": _page(
+            name, told[name], rows.get(name, []), sizes[name], sizes["strip"], list(_costs(name, measured))
+        )
+        for name in told
     }
     lines = [("name", "attention", "slots", "ResNet-50, M", "added, M")]
     for name, entry in told.items():
@@ -97,7 +102,14 @@ def arguments(cls: type) -> dict[str, str]:
     return {name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")}
 
 
-def _page(name: str, entry: Mapping[str, Any], rows: list[tables.Row], sizes: dict[str, flops.Count], plain: Any) -> str:
+def _page(
+    name: str,
+    entry: Mapping[str, Any],
+    rows: list[tables.Row],
+    sizes: dict[str, flops.Count],
+    plain: dict[str, flops.Count],
+    costs: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> str:
     spec = resolve_attention(name)
     parts = [f"# {entry['title']}", *_sources(spec), markup.formula(entry["equation"])]
     parts += [figure.picture(slot, entry["reads"], entry.get("state"), name) for slot in spec.filled]
@@ -118,6 +130,8 @@ def _page(name: str, entry: Mapping[str, Any], rows: list[tables.Row], sizes: di
             lines.append((f"`attention.{option.path}`", f"`{option.default}`", meaning or option.comment))
         parts += ["## Options", "\n".join(markdown_lines(lines))]
     parts += ["## Size", _size_table(sizes, plain)]
+    if costs:
+        parts += ["## Time and memory of a training step", _cost_table(costs)]
     if rows:
         parts += ["## In the papers' tables", _row_table(rows)]
     return "\n\n".join(parts) + "\n"
@@ -182,6 +196,33 @@ def _size_table(sizes: dict[str, flops.Count], plain: dict[str, flops.Count]) ->
         )
     table = "\n".join(markdown_lines(lines, right=range(1, 6)))
     return f"{table}\n\nWith 1000 classes at 224 pixels. The conventions of FLOPs: [the papers' tables](../tables.md)."
+
+
+def _costs(name: str, measured: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The results of `scripts/benchmark.py step` in which an attention took part, each with its contender."""
+    for result in measured:
+        for contender in result["contenders"]:
+            if contender["name"] in (f"{name} reference", f"{name} fused") and contender["wall"] is not None:
+                yield result, contender
+
+
+def _cost_table(costs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    lines = [("backbone", "precision", "kernels", "time over plain", "memory kept over plain", "measured by")]
+    for result, contender in costs:
+        low, middle, high = contender["wall"]
+        settings = result["settings"]
+        lines.append(
+            (
+                f"`{settings['backbone']}`, {settings['size']} px, batch {settings['batch']}",
+                settings["dtype"],
+                contender["name"].rpartition(" ")[2],
+                f"{middle:.3f} [{low:.3f}, {high:.3f}]",
+                f"{contender['kept']:.3f}",
+                f"`{result['command']}`, {result['date']}, {result['hardware']['cpu']}",
+            )
+        )
+    table = "\n".join(markdown_lines(lines, right=(3, 4)))
+    return f"{table}\n\nMedian and quartiles over the plain backbone, in one process. More: [benchmarks](../benchmarks.md)."
 
 
 def _rows_by_attention() -> dict[str, list[tables.Row]]:

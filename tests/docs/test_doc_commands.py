@@ -57,7 +57,7 @@ def test_training_commands_compose(command: str) -> None:
     arguments = after(words, "train.py") or after(words, "scripts/slurm.sh") or []
     if "attention=mine" in arguments or "attention=temperature" in arguments:  # of the reader's own
         arguments = [argument for argument in arguments if not argument.startswith("attention=")]
-    without_root = {"data=digits", "data=elpv", "data=fake"} & set(arguments)  # these refuse one
+    without_root = any(argument.startswith(("data=digits", "data=elpv", "data=fake")) for argument in arguments)
     composed(*([] if without_root else ["data.root=/data"]), *overrides(arguments))
 
 
