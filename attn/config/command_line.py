@@ -53,6 +53,7 @@ def run(main: Callable[[], None], config_name: str, schema: type) -> None:
     os.environ[FULL_ERROR] = "1"  # else Hydra prints the errors itself and exits before we see them
     try:
         parsed = check_arguments(sys.argv[1:])
+        sys.argv[1:] = options_first(sys.argv[1:], parsed.overrides)
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(reference.help_text(config_name, schema, _chosen(config_name, sys.argv[1:])))
             return
@@ -153,7 +154,7 @@ def check_arguments(arguments: list[str]) -> argparse.Namespace:
     """
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_intermixed_args(arguments)
     if parsed.experimental_rerun:
         raise UserError("--experimental-rerun is not supported: the same command continues a run")
     for option in ("config_path", "config_dir"):
@@ -169,6 +170,17 @@ def check_arguments(arguments: list[str]) -> argparse.Namespace:
     for argument in parsed.overrides:
         _check_override(argument)
     return parsed
+
+
+def options_first(arguments: list[str], overrides: list[str]) -> list[str]:
+    """The arguments with the options before all keys; Hydra refuses an option between two keys."""
+    options, left = [], list(overrides)
+    for argument in arguments:
+        if argument in left:
+            left.remove(argument)
+        else:
+            options.append(argument)
+    return [*options, *overrides]
 
 
 def _check_override(argument: str) -> None:
@@ -195,9 +207,7 @@ def _check_override(argument: str) -> None:
 def _refuse_option(message: str) -> NoReturn:
     if not message.startswith("unrecognized"):
         raise UserError(message)
-    raise UserError(
-        f"{message}: keys are set without dashes, as in attention=se; options such as -m come before or after all keys"
-    )
+    raise UserError(f"{message}: keys are set without dashes, as in attention=se; --help lists the options")
 
 
 def explain(error: Exception, config_name: str, arguments: list[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from commands import TINY, call
 
+from attn.config import command_line
+
 MISTAKES = {
     "attention=baa": ["unknown attention 'baa'", "did you mean 'ba'?", "strip"],
     "backbone=resnet5": ["unknown backbone 'resnet5'", "resnet50"],
@@ -165,3 +167,16 @@ def test_help_and_config_need_no_training() -> None:
     composed = call(["train.py", "attention=ba", "--cfg", "job"])
     assert composed.returncode == 0
     assert "_target_: attn.modules.ba.BA" in composed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["attention=se", "-m", "data=digits"], ["-m", "attention=se", "data=digits"]),
+        (["attention=se", "--cfg", "job", "data=digits"], ["--cfg", "job", "attention=se", "data=digits"]),
+        (["seed=1", "seed=1", "--config-dir=a"], ["--config-dir=a", "seed=1", "seed=1"]),
+    ],
+)
+def test_options_may_stand_between_keys(arguments: list[str], expected: list[str]) -> None:
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    assert command_line.options_first(arguments, overrides) == expected
