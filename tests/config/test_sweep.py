@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, TINY, call
+from commands import NARROW, ROOT, TINY, call
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,3 +123,15 @@ def test_help_lists_the_groups_to_choose_from() -> None:
     groups = [line.strip() for line in listing if not line.startswith("    ")]
     assert groups == ["backbone", "attention", "data", "schedule", "logger"]
     assert (ROOT / "configs" / "papers").is_dir()  # not among them
+
+
+def test_a_sweep_of_two_ranks_runs_its_cells_on_both(tmp_path: Path) -> None:
+    """The options may stand between the keys, and the first rank alone says which cell it is."""
+    place = f"run_dir={tmp_path}/${{attention_name}}"
+    done = call(["train.py", "attention=none,se", "-m", *NARROW, place], ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if " of 2: " in line] == [
+        "1 of 2: attention=none",
+        "2 of 2: attention=se",
+    ]
+    assert all((tmp_path / name / "DONE").exists() for name in ("none", "se"))
