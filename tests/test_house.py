@@ -39,7 +39,13 @@ def _leave_a_file() -> None:
 
 @pytest.mark.parametrize("workers", [[], ["--numprocesses=1"]], ids=["alone", "xdist"])
 def test_a_session_leaves_nothing_in_the_systems_temporary_folder(workers: list[str]) -> None:
-    system = Path(tempfile.mkdtemp())  # in our own; its name leaves room for the sockets of multiprocessing
+    # The sockets of multiprocessing take at most 108 characters with all folders; our own temporary folder is too deep.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="a") as folder:
+        leaves_nothing(Path(folder), workers)
+
+
+def leaves_nothing(system: Path, workers: list[str]) -> None:
+    """Runs a test that is killed, in a session whose system's temporary folder is `system`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers]
     command += [f"tests/test_house.py::{test_a_killed_process_leaves_files.__name__}"]
