@@ -35,14 +35,26 @@ def pytest_configure(config: pytest.Config) -> None:
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that no worker is left with it alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What XDG_CACHE_HOME has to be for the compiled kernels to be found; made once a session."""
+def compile_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An XDG_CACHE_HOME for compiled files, whose names tell source, flags and CPU: one for all workers and sessions."""
+    cache = getattr(pytestconfig, "cache", None)
+    return tmp_path_factory.mktemp("cache") if cache is None else Path(cache.mkdir("compiled"))
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(compile_cache: Path) -> Path:
+    """What XDG_CACHE_HOME has to be for the compiled kernels to be found."""
     from attn.kernels import build
 
     if build.compiler() is None:
         pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("cache")
+    folder = compile_cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         built, line = build.build()

@@ -27,6 +27,7 @@ from attn.errors import reason
 from attn.kernels import Kernels, fused_devices
 from attn.models import spec
 from attn.models.backbone_options import check_backbone_options, no_such_option
+from attn.models.meta import AllocatedNorms
 from attn.models.options import check_options, options_of
 
 
@@ -198,7 +199,7 @@ def check_input(model: nn.Module, image_size: int, training: bool = False) -> No
     before = model.training
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), AllocatedNorms():
             shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
             functional_call(model.train(training), shapes, (torch.empty(1, 3, image_size, image_size, device="meta"),))
     except Exception as error:  # whatever the network's own code raises at such a size

@@ -26,30 +26,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from attn.models.meta import NORMS, allocated_norm
+
 CONVENTIONS = {
     "ptflops": "conv MACs + bias, linear MACs, BatchNorm2d 2, ReLU 1, pooling 1 per element (ptflops up to 0.6.6)",
     "macs": "multiply-accumulates of convolutions, linear layers and matrix products",
     "macs_first": "the same with the stride of a bottleneck in its first 1x1 convolution, as copied baselines are printed",
 }
-
-
 aten = torch.ops.aten
-
-
-NORMS = {aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training}
-
-
 RECTIFIERS = {aten.relu, aten.relu_, aten.hardtanh, aten.hardtanh_, aten.leaky_relu, aten.leaky_relu_, aten.elu, aten.elu_}
-
-
 POOLS = {
     aten.avg_pool2d,
     aten.max_pool2d_with_indices,
     aten._adaptive_avg_pool2d,
     aten.adaptive_max_pool2d,
 }
-
-
 REDUCTIONS = {aten.mean, aten.amax}
 
 
@@ -86,11 +77,8 @@ class OperatorCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         op = func._overloadpacket
-        if op in NORMS and args[0].is_meta:
-            # The output shapes of norms are known, and computing them would take half of the time.
-            x = args[0]
-            out: Any = (torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1]))
-        else:
+        out: Any = allocated_norm(op, args)
+        if out is None:
             out = func(*args, **kwargs)
         if op in flop_registry:
             macs = flop_registry[op](*args, **kwargs, out_val=out) // 2

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attn.attention import Attention
+from attn.models.meta import AllocatedNorms
 
 
 def unused_parameters(model: nn.Module, objectives: bool = True) -> list[str]:
@@ -73,7 +74,7 @@ def _without_gradient(model: nn.Module, loss: Callable[[nn.Module, torch.device]
 
 def _run(twin: nn.Module, loss: Callable[[nn.Module, torch.device], Tensor], device: torch.device) -> list[str]:
     twin.train()
-    with torch.enable_grad():
+    with torch.enable_grad(), AllocatedNorms():
         loss(twin, device).backward()
     return [name for name, parameter in twin.named_parameters() if parameter.requires_grad and parameter.grad is None]
 

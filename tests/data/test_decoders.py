@@ -29,15 +29,14 @@ from attn.runs.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="session")
-def region_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def region_cache(compile_cache: Path) -> Path:
     """What XDG_CACHE_HOME has to be for the region decoder to be found."""
-    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(compile_cache))
         built, line = region.build()
     if not built:
         pytest.skip(line)
-    return folder
+    return compile_cache
 
 
 @pytest.fixture

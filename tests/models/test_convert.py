@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from commands import TINY, call, composed
-from parity import LISTINGS, NETWORKS, authors_file, check_listing, converted, dct, fill, listing, theirs
+from parity import LISTINGS, NETWORKS, authors_file, check_listing, check_translation, converted, dct, fill, listing, theirs
 from safetensors.torch import save_file
 from torchvision.models import regnet
 
@@ -33,13 +33,12 @@ from attn.training.stop_request import StopRequest
 SMALL = "getheta_mnasnet1_0"
 
 
-def is_deep(network: str) -> bool:
-    return "101" in network or "152" in network
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("network", LISTINGS)
-def test_names_and_shapes_are_those_of_the_authors_checkpoint(network: str) -> None:
+def test_names_shapes_and_values_are_those_of_the_authors_checkpoint(network: str) -> None:
+    """In memory. From file to file: below, and where outputs are compared (test_ba_parity.py and its like)."""
     check_listing(network)
+    check_translation(network)
 
 
 def test_every_listing_is_supported_with_and_without_its_ending() -> None:
@@ -48,17 +47,6 @@ def test_every_listing_is_supported_with_and_without_its_ending() -> None:
         assert convert.find(source, network) is architecture
         for ending in convert.ENDINGS:
             assert convert.find(source, network.removesuffix(ending)) is architecture
-
-
-@pytest.mark.parametrize("network", [name for name in LISTINGS if not is_deep(name)])
-def test_round_trip(network: str, tmp_path: Path) -> None:
-    converted(network, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("network", [name for name in LISTINGS if is_deep(name)])
-def test_round_trip_of_deep_networks(network: str, tmp_path: Path) -> None:
-    converted(network, tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.1.", "module._orig_mod."])

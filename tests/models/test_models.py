@@ -155,9 +155,10 @@ def test_every_attention_is_captured_whole(name: str) -> None:
     logits.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ba", "dca_se"])
 def test_inductor_agrees(name: str) -> None:
-    model, x = build("ResNet", name).eval(), images("ResNet")
+    model, x = build("PreActResNet", name).eval(), images("PreActResNet")
     torch._dynamo.reset()
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), atol=1e-4, rtol=1e-4)

@@ -102,6 +102,7 @@ def printed() -> dict[str, tables.Build]:
 @pytest.mark.slow
 def test_every_printed_pairing_names_what_gets_no_gradient() -> None:
     builds, failed, named = printed(), {}, 0
+    configs = {size: composed(f"data.image_size={size}") for size in (32, 64)}
     for row, build in builds.items():
         size = 32 if build.data == "cifar100" else 64
         model = network(build)
@@ -109,7 +110,7 @@ def test_every_printed_pairing_names_what_gets_no_gradient() -> None:
             backbone = build.mapping("backbone")
             model = attn.create_model(backbone.pop("name"), build.mapping("attention"), 10, **backbone)
         try:
-            ignore_unused(model, partial(setup.check_loss, composed(f"data.image_size={size}")))
+            ignore_unused(model, partial(setup.check_loss, configs[size]))
         except ValueError as error:
             failed[row] = str(error)
         named += bool(unused_parameters(model))

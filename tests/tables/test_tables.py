@@ -34,11 +34,6 @@ def script() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, tables.Result]:
-    return {result.row.id: result for result in tables.evaluate(ROWS)}
-
-
 def test_no_row_is_missing() -> None:
     assert Counter(row.paper for row in ROWS) == {"ba_net": 62, "dcanet": 61, "ba2m": 185, "aw_conv": 23}
     assert Counter(row.paper for row in ROWS if row.reproduced) == {"ba_net": 33, "dcanet": 54, "ba2m": 111, "aw_conv": 13}
@@ -55,8 +50,15 @@ def test_every_row_that_does_not_reproduce_says_why_and_every_other_what_it_is()
 
 
 @pytest.mark.slow
-def test_the_rows_agree_with_what_is_printed(results: dict[str, tables.Result]) -> None:
-    """All networks of all tables, on the meta device."""
+def test_every_network_of_every_table() -> None:
+    """Built on the meta device and counted; one test, because that takes most of a minute."""
+    results = {result.row.id: result for result in tables.evaluate(ROWS)}
+    expect_what_is_printed(results)
+    expect_the_parameters_of_the_definitions(results)
+    expect_other_forms(results)
+
+
+def expect_what_is_printed(results: dict[str, tables.Result]) -> None:
     assert {key: r.reason for key, r in results.items() if r.verdict == WRONG} == {}
     counted = [r for r in results.values() if r.row.reproduced and r.verdict != UNCOUNTED]
     assert all(r.verdict == EQUAL for r in counted)
@@ -66,8 +68,7 @@ def test_the_rows_agree_with_what_is_printed(results: dict[str, tables.Result]) 
         assert r.verdict == EQUAL or r.reason, r.row.id
 
 
-@pytest.mark.slow
-def test_parameters_are_exactly_those_of_the_definitions(results: dict[str, tables.Result]) -> None:
+def expect_the_parameters_of_the_definitions(results: dict[str, tables.Result]) -> None:
     """`measured` comes from the authors' modules, or from independent builds of the definitions."""
     different = {}
     for key, r in results.items():
@@ -76,6 +77,22 @@ def test_parameters_are_exactly_those_of_the_definitions(results: dict[str, tabl
             if here != r.row.measured["params"]:
                 different[key] = (here, r.row.measured["params"])
     assert different == {}
+
+
+def expect_other_forms(results: dict[str, tables.Result]) -> None:
+    for row in FORMS:
+        result = results[row.id]
+        assert result.verdict == tables.OTHER, (row.id, result.reason)
+        assert row.note, row.id
+        assert row.note in str(result.reason)
+    assert results["ba2m/VI/5/equations"].measured.params == 24_482_212
+    assert results["ba2m/VI/5"].record()["form"] == "fitted"
+    assert "alternatives" not in results["ba2m/VI/5"].record()
+    text = tables.as_text([results["ba2m/VI/5"], results["ba2m/VI/5/equations"]])
+    assert "variant=fitted" in text
+    assert "variant=equations" in text
+    assert "1 rows: 1 equal to the printed digit" in text
+    assert "1 rows in another form" in text
 
 
 @pytest.mark.parametrize(
@@ -262,23 +279,6 @@ def test_the_rows_of_ba2ms_table_vi_are_comparable() -> None:
     assert rows[3]["block"] == rows[7]["block"]  # CBAM with an MLP per pool in both
     assert rows[3]["block"]["shared"] is False
     assert rows[5]["stage"] == rows[6]["stage"] == rows[7]["stage"] == rows[8]["stage"]["parts"][1]
-
-
-@pytest.mark.slow
-def test_other_forms_are_built_and_counted(results: dict[str, tables.Result]) -> None:
-    for row in FORMS:
-        result = results[row.id]
-        assert result.verdict == tables.OTHER, (row.id, result.reason)
-        assert row.note, row.id
-        assert row.note in str(result.reason)
-    assert results["ba2m/VI/5/equations"].measured.params == 24_482_212
-    assert results["ba2m/VI/5"].record()["form"] == "fitted"
-    assert "alternatives" not in results["ba2m/VI/5"].record()
-    text = tables.as_text([results["ba2m/VI/5"], results["ba2m/VI/5/equations"]])
-    assert "variant=fitted" in text
-    assert "variant=equations" in text
-    assert "1 rows: 1 equal to the printed digit" in text
-    assert "1 rows in another form" in text
 
 
 def test_dcanet_by_its_text_is_another_form_of_each_of_its_rows() -> None:
