@@ -21,7 +21,7 @@ from attn.config import scripts
 from attn.config.scripts import not_negative
 from attn.errors import UserError
 from attn.runs import directory
-from attn.runs.files import write_atomically
+from attn.runs.files import to_json, write_atomically
 from attn.runs.metrics import METRICS
 from attn.studies import study as studies
 
@@ -40,9 +40,11 @@ def run(study: studies.Study, args: argparse.Namespace) -> int:
             minutes = (time.monotonic() - began) / made * (len(cells) - number + 1) / 60
             left = f", about {minutes:.0f} min left"
         print(f"{number} of {len(cells)}: {study.name} {method} seed {seed}{left}", flush=True)
-        command = [sys.executable, str(ROOT / "train.py"), *study.command(args.runs.resolve(), method, seed)]
+        command = [sys.executable, str(ROOT / study.script), *study.command(args.runs.resolve(), method, seed)]
         code = subprocess.run(command, check=False).returncode
         made += 1
+        if not code and study.detector is not None:
+            code = finish_detector(study.folder(args.runs, method, seed))
         if code in (75, 130):
             return code
         if code:
@@ -51,6 +53,18 @@ def run(study: studies.Study, args: argparse.Namespace) -> int:
         print(f"error: {len(failed)} of {len(cells)} runs failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     print(f"all {len(cells)} runs of {study.name} are finished below {args.runs / study.name}")
+    return 0
+
+
+def finish_detector(folder: Path) -> int:
+    """Writes metrics.jsonl from MMEngine's logs and marks the run as finished, as `train.py` does itself; 1 if it holds none."""
+    from detection import runs  # MMDetection, which only studies of detectors need
+
+    rows = runs.epochs(folder)
+    if not rows:
+        return 1
+    write_atomically(folder / METRICS, "".join(to_json(row) + "\n" for row in rows))
+    (folder / directory.DONE).touch()
     return 0
 
 
@@ -105,7 +119,7 @@ def main() -> int:
         for study in map(studies.load, studies.names()):
             print(f"{study.name}: {study.title}; {len(study.methods)} methods, {len(study.seeds)} seeds")
             for method, seed in study.cells():
-                print(f"  {studies.shell(study.command(Path('runs'), method, seed))}")
+                print(f"  {studies.shell(study, Path('runs'), method, seed)}")
         return 0
     study = studies.load(args.study)
     return run(study, args) if args.command == "run" else table(study, args)
