@@ -75,5 +75,7 @@ def published(thirds: np.ndarray, types: np.ndarray, name: str, fraction: float,
         + json.dumps(rows_of(thirds, types, number, fraction, held_out=True).tolist(), separators=(",", ":"))
         for number in numbers
     ]
-    about = f"{name}: rows of elpv_dataset.utils.load_dataset(), from 0, that each split holds out; the others are for training"
+    about = (
+        f"{name}: rows of elpv_dataset.utils.load_dataset(), from 0, that each split holds out; the others are for training"
+    )
     return f'{{\n"about": {json.dumps(about)},\n"images": {len(thirds)},\n"held_out": {{\n' + ",\n".join(lines) + "\n}\n}\n"

@@ -14,7 +14,40 @@ from attn.config.groups import config_dir, unknown
 from attn.errors import UserError
 
 REQUIRED = {"title", "text", "base", "baseline", "methods", "seeds", "scores"}
-OPTIONAL = {"detector", "prepare", "curves"}
+OPTIONAL = {"detector", "prepare", "curves", "figures", "published"}
+TITLES = {"top1": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "mcc": "MCC"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of `scripts/analyse.py` of some methods, from the checkpoints of the first seed.
+
+    Attributes:
+        kind: of `scripts/analyse.py`; a study has one of each.
+        methods: one network each.
+        options: further keys of the kind.
+        text: what it shows, for the page.
+    """
+
+    kind: str
+    methods: tuple[str, ...]
+    options: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A score that others have published on the same images.
+
+    Attributes:
+        text: whose, and how their network differs.
+        score: its name, one of the study's.
+        value: in the unit of that score.
+    """
+
+    text: str
+    score: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +65,8 @@ class Study:
         detector: a config of `detection/configs`, whose overrides `base` and `methods` are; None: they are those of `train.py`.
         prepare: commands that come before all runs, such as one that makes the images.
         curves: methods whose learning curves are drawn.
+        figures: of what the networks attend to.
+        published: results of others, to which the page compares.
     """
 
     name: str
@@ -45,11 +80,22 @@ class Study:
     detector: str | None = None
     prepare: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    published: tuple[Published, ...] = ()
 
     @property
     def script(self) -> str:
         """What trains a run, below the root of the repository."""
         return "train.py" if self.detector is None else "detection/train.py"
+
+    @property
+    def score(self) -> str:
+        """The deciding score in words."""
+        return TITLES.get(self.scores[0], self.scores[0])
+
+    def picture(self, kind: str) -> str:
+        """The file of a picture: of a figure's kind, or of `curves`."""
+        return f"{self.name}_{kind}.png"
 
     def folder(self, runs: Path, method: str, seed: int) -> Path:
         """Where a run is written."""
@@ -103,7 +149,15 @@ def load(name: str) -> Study:
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} is missing; docs/studies.md says what a study holds")
     methods = {method: tuple(overrides or ()) for method, overrides in content["methods"].items()}
-    for key, named in (("baseline", [content["baseline"]]), ("curves", content.get("curves", ()))):
+    figures = tuple(
+        Figure(entry["kind"], tuple(entry["methods"]), tuple(entry.get("options", ())), entry["text"])
+        for entry in content.get("figures", ())
+    )
+    kinds = [figure.kind for figure in figures]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(f"{path}: figures: there may be one of each kind, but it has {', '.join(kinds)}")
+    drawn = [method for figure in figures for method in figure.methods]
+    for key, named in (("baseline", [content["baseline"]]), ("curves", content.get("curves", ())), ("figures", drawn)):
         for method in named:
             if method not in methods:
                 raise UserError(f"{path}: {key}: {unknown('method', method, methods)}")
@@ -119,6 +173,8 @@ def load(name: str) -> Study:
         detector=content.get("detector"),
         prepare=tuple(content.get("prepare", ())),
         curves=tuple(content.get("curves", ())),
+        figures=figures,
+        published=tuple(Published(**entry) for entry in content.get("published", ())),
     )
 
 

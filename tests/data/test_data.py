@@ -301,7 +301,7 @@ def test_published_splits_are_those_of_training(name: str) -> None:
 def test_confidence_is_the_chance_that_the_label_is_right() -> None:
     thirds = np.array([0, 1, 2, 3])
     assert elpv.confidence(thirds) == pytest.approx([1, 2 / 3, 2 / 3, 1])
-    with pytest.raises(UserError, match="schedule.mixup=0"):
+    with pytest.raises(UserError, match=r"schedule\.mixup=0"):
         composed("data=elpv_defect", "schedule.mixup=0.2")
     with pytest.raises(UserError, match=r"data\.sample_weight=confidence: data\.source=digits takes none"):
         composed("data=digits", "+data.sample_weight=confidence")

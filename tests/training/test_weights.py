@@ -32,7 +32,7 @@ def test_an_image_counts_by_its_weight_whatever_the_parts_of_a_batch() -> None:
     run, batch = a_run(weights), a_batch()
     loss, logits = forward(run, batch, 0.1)
     each = F.cross_entropy(logits, batch.labels, label_smoothing=0.1, reduction="none")
-    assert loss.item() == pytest.approx(float((weights[batch.indices] * each).mean()))
+    assert loss.item() == pytest.approx(float((weights[batch.indices] * each.detach()).mean()))
     halves = [forward(run, a_batch(rows), 0.1)[0] for rows in (slice(0, 3), slice(3, 6))]
     assert loss.item() == pytest.approx(sum(half.item() for half in halves) / 2)
 
