@@ -1,8 +1,9 @@
-"""Runs of `detection/train.py` on the disk, and what they reached, for `scripts/tables.py`."""
+"""Runs of `detection/train.py` on the disk, and what they reached, for `scripts/tables.py` and `scripts/results.py`."""
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -79,6 +80,26 @@ def find(directory: Path) -> list[Found]:
     return found
 
 
+def epochs(work_dir: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run as lines of metrics, in the form that `train.py` gives its own.
+
+    Returns:
+        For every epoch with an evaluation `epoch`, the scores of the boxes as `val_AP`, `val_AP50` ... in percent, and
+        `images_per_second` in training (the batch over the median time of an iteration, its data included). Empty if there is
+        no evaluation.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in find(work_dir):
+        seconds = _seconds(sorted(run.path.glob(f"*/{SCALARS}")))
+        batch = run.config["train_dataloader"]["batch_size"]
+        for epoch, scores in sorted(run.scores.items()):
+            # COCO's -1 says that there is no such object.
+            reached = {f"val_{name}": 100 * scores[key] for name, key in BOXES.items() if scores.get(key, -1) >= 0}
+            speed = batch / statistics.median(seconds[epoch]) if seconds.get(epoch) else 0.0
+            rows.append({"epoch": epoch, **reached, "images_per_second": speed})
+    return rows
+
+
 def matching(found: Iterable[Found], row: Row) -> list[Run]:
     """The runs that trained a row's detector on its data, whatever their recipe, with the scores of the last evaluation."""
     if row.build is None or row.build.detector is None:
@@ -141,13 +162,27 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 def _evaluations(logs: Iterable[Path]) -> dict[int, dict[str, float]]:
     """The evaluations of all starts of a run; the later start of an epoch counts."""
     found: dict[int, dict[str, float]] = {}
+    for entry in _entries(logs):
+        scores = {name: entry[name] for name in (*BOXES.values(), *MASKS.values()) if name in entry}
+        if scores:
+            found[int(entry["step"])] = scores
+    return found
+
+
+def _seconds(logs: Iterable[Path]) -> dict[int, list[float]]:
+    """The times of an iteration that were logged in training, by epoch."""
+    found: dict[int, list[float]] = {}
+    for entry in _entries(logs):
+        if "loss" in entry and entry.get("time"):
+            found.setdefault(int(entry["epoch"]), []).append(entry["time"])
+    return found
+
+
+def _entries(logs: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The lines of MMEngine's logs that are whole."""
     for log in logs:
         for line in log.read_text().splitlines():
             try:
-                entry = json.loads(line)
+                yield json.loads(line)
             except json.JSONDecodeError:
                 continue  # cut off when the process was killed
-            scores = {name: entry[name] for name in (*BOXES.values(), *MASKS.values()) if name in entry}
-            if scores:
-                found[int(entry["step"])] = scores
-    return found

@@ -236,6 +236,11 @@ def validate(config: Config) -> None:
         )
     if len(schedule.betas) != 2 or not all(0 <= b < 1 for b in schedule.betas):
         raise UserError(f"schedule.betas={list(schedule.betas)}: must be two numbers, 0 or more and below 1")
+    if config.data.sample_weight is not None and (schedule.mixup or schedule.cutmix):
+        raise UserError(
+            f"data.sample_weight={config.data.sample_weight}: a mixed image has the labels of two images, but no weight of its own: "
+            "set schedule.mixup=0 and schedule.cutmix=0, or data.sample_weight=null"
+        )
     if not re.fullmatch(schema.WANDB_PROJECT, config.logger.wandb_project):
         raise UserError(
             f"logger.wandb_project={config.logger.wandb_project}: must be a name of 1 to 128 characters without / \\ # ? % :"

@@ -159,6 +159,12 @@ class Data:
     held_out: float = key(
         0.2, "for ELPV: fraction of the images that a random split holds out", limits=INSIDE, read_by=("elpv",)
     )
+    sample_weight: str | None = key(
+        None,
+        "for ELPV: weights of the training images in the loss; confidence: the probability that the labellers give to an image's label, as defective or functional; null: all are 1",
+        choices=("confidence",),
+        read_by=("elpv",),
+    )
     packed: str | None = key(
         None,
         "what the packed copy must hold: original, or shorter side and quality such as side256-q90; null: whatever it holds, which is stored with the run",

@@ -31,10 +31,13 @@ class Arrays(Dataset):
         images: uint8 [N, H, W] or [N, H, W, 3].
         labels: int [N].
         classes: names in the order of the labels.
+        weights: of each image in the loss, float [N]; None: all are 1.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
-        self.images, self.labels, self.classes = images, labels, list(classes)
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str], weights: np.ndarray | None = None
+    ) -> None:
+        self.images, self.labels, self.classes, self.weights = images, labels, list(classes), weights
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,6 +121,11 @@ def _class_names(dataset: Any) -> list[str] | None:
 def class_names(dataset: Dataset) -> list[str] | None:
     """The names of a data set's classes in the order of their labels; None where it has none."""
     return getattr(dataset, "classes", None)
+
+
+def sample_weights(dataset: Dataset) -> np.ndarray | None:
+    """The weight of each image of a data set in the loss, float [N]; None: all are 1."""
+    return getattr(dataset, "weights", None)
 
 
 def image_names(dataset: Dataset) -> list[str] | None:
@@ -213,7 +221,8 @@ def elpv(data: Data, train: bool) -> Dataset:
     images, thirds, types = cells.load()
     _expect_classes(data, len(names))
     rows = cells.rows_of(thirds, types, data.split, data.held_out, held_out=not train)
-    return Arrays(images[rows], cells.labels_of(thirds, data.labels)[rows], names)
+    weights = cells.confidence(thirds[rows]) if data.sample_weight == "confidence" else None
+    return Arrays(images[rows], cells.labels_of(thirds, data.labels)[rows], names, weights)
 
 
 def fake(data: Data, train: bool) -> Dataset:

@@ -8,6 +8,8 @@ Energy 2019.
 from __future__ import annotations
 
 import importlib.util
+import json
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,6 +41,15 @@ def labels_of(thirds: np.ndarray, kind: str) -> np.ndarray:
     return thirds if kind == "probability" else (thirds >= 2).astype(np.int64)
 
 
+def confidence(thirds: np.ndarray) -> np.ndarray:
+    """The weight of each image in the loss, float32 [N]: 1 where the labellers were sure, 2/3 where they were not.
+
+    It is the probability that they give to the label of the protocol `defect`: p for a defective cell, 1 - p for a functional
+    one. So this project reads Deitsch et al., who weigh samples by the labellers' confidence.
+    """
+    return (np.maximum(thirds, 3 - thirds) / 3).astype(np.float32)
+
+
 def rows_of(thirds: np.ndarray, types: np.ndarray, split: int | None, fraction: float, held_out: bool) -> np.ndarray:
     """Row numbers of a split: the fixed one for None (every fourth image of a probability), else a random one by number.
 
@@ -48,3 +59,23 @@ def rows_of(thirds: np.ndarray, types: np.ndarray, split: int | None, fraction: 
         return stratified(thirds, every=4, held_out=held_out)
     _, kinds = np.unique(types, return_inverse=True)
     return random_split(thirds * 2 + kinds, fraction, split, held_out)
+
+
+def published(thirds: np.ndarray, types: np.ndarray, name: str, fraction: float, numbers: Sequence[int | None]) -> str:
+    """Splits as JSON, a line each, for readers who want them without this package.
+
+    Args:
+        thirds, types: of all images, as `load` gives them.
+        name: of the protocol.
+        fraction: of the images that a random split holds out.
+        numbers: of the splits; None is the fixed one.
+    """
+    lines = [
+        f'  "{"fixed" if number is None else number}": '
+        + json.dumps(rows_of(thirds, types, number, fraction, held_out=True).tolist(), separators=(",", ":"))
+        for number in numbers
+    ]
+    about = (
+        f"{name}: rows of elpv_dataset.utils.load_dataset(), from 0, that each split holds out; the others are for training"
+    )
+    return f'{{\n"about": {json.dumps(about)},\n"images": {len(thirds)},\n"held_out": {{\n' + ",\n".join(lines) + "\n}\n}\n"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attn.report.verdict import paired
 from attn.runs import directory, metrics
@@ -20,11 +21,11 @@ class Reached:
 
     Attributes:
         scores: of its last epoch, by name: the best epoch would be chosen on the images that it is tested on.
-        speed: median images per second in training, over the epochs after the first.
+        speed: median images per second in training, over the epochs after the first; None if none was measured.
     """
 
     scores: dict[str, float]
-    speed: float
+    speed: float | None
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,21 @@ def read(study: Study, runs: Path) -> dict[str, dict[int, Reached]]:
         runs: the directory that `Study.folder` was given, or the one with the raw metrics in the repository.
     """
     found: dict[str, dict[int, Reached]] = {}
+    for method, seed, rows in finished(study, runs):
+        # 0 where a run was continued after the last step of an epoch.
+        speeds = [row["images_per_second"] for row in rows[1:] or rows if row["images_per_second"]]
+        reached = {name: float(rows[-1][f"val_{name}"]) for name in study.scores}
+        found.setdefault(method, {})[seed] = Reached(reached, statistics.median(speeds) if speeds else None)
+    return found
+
+
+def finished(study: Study, runs: Path) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
+    """Method, seed and lines of metrics of each finished run; `runs` as of `read`."""
     for method, seed in study.cells():
         folder = study.folder(runs, method, seed)
         rows = metrics.read_metrics(folder) if (folder / directory.DONE).exists() else []
         if rows:
-            speeds = [row["images_per_second"] for row in rows[1:]] or [rows[0]["images_per_second"]]
-            reached = {name: float(rows[-1][f"val_{name}"]) for name in study.scores}
-            found.setdefault(method, {})[seed] = Reached(reached, statistics.median(speeds))
-    return found
+            yield method, seed, rows
 
 
 def difference(ours: Mapping[int, float], baseline: Mapping[int, float], comparisons: int) -> Difference | None:

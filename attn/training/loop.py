@@ -179,11 +179,19 @@ def train_step(run: Run, batches: Ahead) -> bool:
 
 
 def forward(run: Run, batch: Batch, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The loss of a batch (mean over images, nats; with what the attentions add to it), and its logits."""
+    """The loss of a batch (mean over images, nats; with what the attentions add to it), and its logits.
+
+    With weights it is the mean of weight x loss over the images, not over the sum of the weights: so it is the same however a
+    batch is shared by ranks and parts.
+    """
     images, targets = batch.images, batch.labels
     if run.mixup is not None:
         images, targets = run.mixup(images, targets)
         smoothing = 0.0  # mixup's targets are smoothed already
     logits = run.net(images)
-    loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    loss = F.cross_entropy(
+        logits, targets, label_smoothing=smoothing, reduction="none" if run.weights is not None else "mean"
+    )
+    if run.weights is not None:
+        loss = (loss * run.weights[batch.indices].to(loss.device, non_blocking=True)).mean()
     return loss + extra_loss(run.state.model, images, targets, logits), logits

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from timm.data import Mixup
-from torch import nn
+from torch import Tensor, nn
 
 from attn.config.schema import Config
 from attn.data.loader import Seeded, TrainData
@@ -29,6 +29,7 @@ class Run:
         data, val: training and validation images.
         state: all that training changes and a checkpoint holds.
         net: the model as it is called in training: wrapped in DDP on several ranks.
+        weights: of the training images in the loss, float [N] by index, on the host; None: all are 1.
         mixup: timm's mixup and cutmix, if they are on.
         total_steps: optimizer steps of the whole training.
         log: the lines of steps.jsonl.
@@ -43,6 +44,7 @@ class Run:
     val: Seeded
     state: State
     net: nn.Module
+    weights: Tensor | None
     mixup: Mixup | None
     total_steps: int
     log: StepLog

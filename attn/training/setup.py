@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attn import console, rng
 from attn.config.schema import Config
-from attn.data.datasets import class_names, expect_same_classes
+from attn.data.datasets import class_names, expect_same_classes, sample_weights
 from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
 from attn.data.settle import settled
 from attn.distributed import Ranks, fail_together
@@ -170,7 +170,9 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
         if cfg.kernels != "reference":
             console.say(told_of_kernels(cfg, model, ranks.device))
     log = StepLog(run_dir, cfg.log_every)
-    return Run(cfg, run_dir, ranks, request, data, val, state, wrap(cfg, ranks, model), mixup, total, log)
+    found_weights = sample_weights(data.dataset.dataset)
+    weights = None if found_weights is None else torch.from_numpy(found_weights)
+    return Run(cfg, run_dir, ranks, request, data, val, state, wrap(cfg, ranks, model), weights, mixup, total, log)
 
 
 def check_classes(cfg: Config, data: TrainData, val: Seeded, found: Found | None) -> list[str] | None:

@@ -73,9 +73,13 @@ def _page(text: str, old: PurePosixPath, new: PurePosixPath, moved: dict[str, st
 
 
 def _configuration(root: Path) -> str:
-    """mkdocs.yml with the pages of the attentions in its navigation."""
+    """mkdocs.yml with the pages of the attentions and of the studies' results in its navigation."""
     content: dict[str, Any] = yaml.safe_load((root / "mkdocs.yml").read_text())
     for section in content["nav"]:
         if "Attentions" in section:
             section["Attentions"] = ["attentions/index.md", *(f"attentions/{name}.md" for name in list_attentions())]
+        for entry in section.get("Results", []):
+            if "Results of the studies" in entry:
+                pages = sorted((root / "docs" / "results").glob("*.md"))
+                entry["Results of the studies"] = [f"results/{page.name}" for page in pages]
     return yaml.safe_dump(content, sort_keys=False)

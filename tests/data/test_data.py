@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import importlib.util
+import json
 import pickle
 import random
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import composed
+from commands import ROOT, composed
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,11 +22,12 @@ from torchvision.transforms import functional as TF
 from attn import rng
 from attn.config.schema import Data
 from attn.data import elpv
-from attn.data.datasets import class_names, load_dataset
+from attn.data.datasets import class_names, load_dataset, sample_weights
 from attn.data.loader import Batch, Seeded, evaluation_batches, evaluation_data, train_data
 from attn.data.splits import random_split, stratified
 from attn.data.transforms import eval_transform, train_transform
 from attn.distributed import Ranks
+from attn.errors import UserError
 
 CPU = torch.device("cpu")
 SMALL = {"image_size": 16, "test_resize": 16, "workers": 0}
@@ -218,12 +221,14 @@ def test_timm_sources(tmp_path: Path) -> None:
         load_dataset(Data(source="timm", dataset="torch/nothing", root=str(tmp_path)), True)
 
 
-def test_photographs_of_solar_cells() -> None:
+def test_photographs_of_solar_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Data(name="elpv", source="elpv", num_classes=4)
     if importlib.util.find_spec("elpv_dataset") is None:
         with pytest.raises(ValueError, match="pip install"):
             load_dataset(data, True)
         return
+    images = elpv.load()
+    monkeypatch.setattr(elpv, "load", lambda: images)  # each time takes seconds
     train, val = load_dataset(data, True), load_dataset(data, False)
     assert len(train) + len(val) == 2624
     assert {label for _, label in val} == {0, 1, 2, 3}
@@ -234,6 +239,13 @@ def test_photographs_of_solar_cells() -> None:
         assert abs(len(val) - held_out) <= 4  # each of eight strata is rounded
         assert len(train) + len(val) == 2624
         assert class_names(train) == class_names(val)
+        weights = sample_weights(train)
+        if name == "elpv_four":
+            assert weights is None
+        else:
+            assert weights is not None
+            assert len(weights) == len(train)
+            assert set(weights.round(3).tolist()) == set(np.float32([2 / 3, 1]).round(3).tolist())
 
 
 @given(
@@ -255,6 +267,44 @@ def test_random_splits_are_those_that_results_were_published_with() -> None:
     assert random_split(strata, 0.25, 0, True).tolist() == [0, 1, 11, 15, 17, 24, 26, 30]
     others = {tuple(random_split(strata, 0.25, number, True)) for number in range(20)}
     assert len(others) == 20
+
+
+@pytest.mark.parametrize("name", ["elpv", "elpv_four", "elpv_defect"])
+def test_published_splits_are_those_of_training(name: str) -> None:
+    """Each holds out its share of each probability and type of cell, and trains on all others."""
+    if importlib.util.find_spec("elpv_dataset") is None:
+        pytest.skip("needs elpv-dataset")
+    table = (importlib.resources.files("elpv_dataset") / "data" / "labels.csv").read_text().split()
+    thirds = np.rint(np.array(table[1::3], dtype=float) * 3).astype(int)
+    types = np.array(table[2::3])
+    content = json.loads((ROOT / "docs" / "results" / "splits" / f"{name}.json").read_text())
+    data = composed(f"data={name}").data
+    assert list(content["held_out"]) == (["fixed"] if name == "elpv" else [str(number) for number in range(50)])
+    assert content["images"] == len(thirds) == 2624
+    for number, held_out in content["held_out"].items():
+        split = None if number == "fixed" else int(number)
+        if split not in (None, 0, 1, 49):  # each takes a while
+            continue
+        assert held_out == elpv.rows_of(thirds, types, split, data.held_out, held_out=True).tolist()
+        trained = elpv.rows_of(thirds, types, split, data.held_out, held_out=False)
+        assert sorted([*held_out, *trained]) == list(range(2624))
+    for held_out in content["held_out"].values():
+        out = np.isin(np.arange(2624), held_out)
+        share = 0.25 if name == "elpv" else data.held_out
+        for third in range(4):
+            for kind in ("mono", "poly") if name != "elpv" else ("",):
+                stratum = (thirds == third) & np.char.startswith(types, kind)
+                assert abs((out & stratum).sum() - share * stratum.sum()) <= 1
+    assert len({str(held_out) for held_out in content["held_out"].values()}) == len(content["held_out"])
+
+
+def test_confidence_is_the_chance_that_the_label_is_right() -> None:
+    thirds = np.array([0, 1, 2, 3])
+    assert elpv.confidence(thirds) == pytest.approx([1, 2 / 3, 2 / 3, 1])
+    with pytest.raises(UserError, match=r"schedule\.mixup=0"):
+        composed("data=elpv_defect", "schedule.mixup=0.2")
+    with pytest.raises(UserError, match=r"data\.sample_weight=confidence: data\.source=digits takes none"):
+        composed("data=digits", "+data.sample_weight=confidence")
 
 
 def test_labels_of_the_protocols() -> None:

@@ -136,10 +136,10 @@ def test_pictures_of_slots_are_whole(slot: str, reads: str, state: str | None) -
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    content = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    content = yaml.safe_load(site._configuration(ROOT))
     named = set(re.findall(r"[\w/]+\.md", json.dumps(content["nav"])))
     pages = {str(new) for new in site._files(ROOT).values() if new.suffix == ".md"}
-    assert pages == named
+    assert pages == {page for page in named if not page.startswith("attentions/")}
 
 
 @pytest.mark.slow
