@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from attn import tables
 from attn.attention import Attention
 from attn.errors import UserError
-from attn.runs.checkpoint import BadCheckpoint, read
-from attn.runs.load import expect_finite, pick_weights, same_kind
+from attn.runs import folder
+from attn.runs.checkpoint import BadCheckpoint
+from attn.runs.load import expect_finite, kind_of, pick_weights, same_kind
 
 TIMM, TORCHVISION = "timm://", "torchvision://"
 
@@ -35,7 +36,7 @@ def load_backbone(
         model: the network; changed in place.
         backbone: its name.
         pruned: names of what the network had before unused layers were removed; they may be in the checkpoint.
-        checkpoint: a checkpoint of `train.py`, `timm://NAME` for timm's weights, or `torchvision://NAME` for torchvision's;
+        checkpoint: a checkpoint, as `attn.load` takes it, `timm://NAME` for timm's weights, or `torchvision://NAME` for torchvision's;
             without NAME those of the backbone.
         ema: the averaged weights of a checkpoint; by default where it holds them.
 
@@ -50,10 +51,9 @@ def load_backbone(
         weights = _timm_weights(checkpoint, backbone)
     else:
         check_present(checkpoint)
-        content = read(checkpoint)
+        content = folder.read(checkpoint)
         weights = pick_weights(content, ema, checkpoint)
-        averaged = "ema" if weights is not content["model"] else "model"
-        print_log(f"backbone starts from {checkpoint} ({averaged})", "current")
+        print_log(f"backbone starts from {checkpoint} ({kind_of(content, ema)})", "current")
     expect_finite(weights, checkpoint)
     own = model.state_dict()
     extra = ("fc.", "classifier.", "head.", "head_")
@@ -80,7 +80,7 @@ def check_present(checkpoint: str | None) -> None:
     Raises:
         BadCheckpoint: there is no such file; names the command that leaves it there, where one is known.
     """
-    if checkpoint is None or "://" in checkpoint or Path(checkpoint).exists():
+    if checkpoint is None or "://" in checkpoint or checkpoint.startswith(folder.HUB) or Path(checkpoint).exists():
         return
     command = tables.training_command(checkpoint)
     made = f"; it is made by: {command}" if command else ""

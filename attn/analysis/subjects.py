@@ -15,7 +15,7 @@ from attn.data.datasets import class_names, expect_same_classes
 from attn.data.loader import Seeded, evaluation_data
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.job import with_data
-from attn.runs import checkpoint, load
+from attn.runs import folder, load
 
 SAME = (
     "source",
@@ -60,7 +60,7 @@ def load_subjects(
     """Loads checkpoints, and opens their validation images.
 
     Args:
-        paths: `best.pt` or `last.pt` of runs.
+        paths: checkpoints, as `attn.load` takes them.
         overrides: keys of `data` that differ from what the checkpoints hold.
         weights: ema, raw, or auto: averaged where a checkpoint holds them.
         device: where the networks are put.
@@ -72,7 +72,7 @@ def load_subjects(
     found: list[tuple[Path, Config, Any]] = []
     for name in dict.fromkeys(paths):
         path = Path(name).expanduser()
-        content = checkpoint.read(path)
+        content = folder.read(path)
         cfg = load.trusted(with_data(load.load_config(content, path), dict(overrides or {})), trust, f"checkpoint {path}")
         if found:
             _expect_same_images(found[0][0], found[0][1], path, cfg)

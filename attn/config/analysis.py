@@ -30,7 +30,11 @@ class Output:
 class Checkpoints(Output):
     """What every figure of checkpoints has. `data` holds what differs from the data of the checkpoints."""
 
-    checkpoint: list[str] = key([], "best.pt or last.pt of a run; given again, the figure compares several")
+    checkpoint: list[str] = key(
+        [],
+        "last.pt or best.pt of a run, a folder of attn.save_pretrained, or hf-hub:organisation/name; given again, the figure compares "
+        "several",
+    )
     weights: str = key(
         "auto", "averaged (ema) or raw; auto: averaged where the checkpoint holds them", choices=("auto", "ema", "raw")
     )

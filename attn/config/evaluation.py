@@ -21,7 +21,9 @@ ConfigStore.instance().store(name="checkpoint_data", node={"data": {entry.name: 
 class Request:
     """What to evaluate, and how. `data` holds what differs from the data of the checkpoint."""
 
-    checkpoint: str = key(REQUIRED, "last.pt or best.pt of a run")
+    checkpoint: str = key(
+        REQUIRED, "last.pt or best.pt of a run, a folder of attn.save_pretrained, or hf-hub:organisation/name"
+    )
     weights: str = key(
         "auto", "averaged (ema) or raw; auto: averaged where the checkpoint holds them", choices=("auto", "ema", "raw")
     )

@@ -18,7 +18,9 @@ FORMATS = ("onnx", "pt2", "aoti", "int8")
 class Request:
     """What to write, and where. `data` holds what differs from the data of the checkpoint."""
 
-    checkpoint: str = key(REQUIRED, "last.pt or best.pt of a run")
+    checkpoint: str = key(
+        REQUIRED, "last.pt or best.pt of a run, a folder of attn.save_pretrained, or hf-hub:organisation/name"
+    )
     format: str = key(REQUIRED, "what to write", choices=FORMATS)
     out: str | None = key(
         None, "the file; null: beside the checkpoint, as in best.onnx, best.pt2, best.aoti.pt2, best.int8.pt2"

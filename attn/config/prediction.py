@@ -16,7 +16,9 @@ from attn.errors import UserError
 class Request:
     """Which images to classify, by which checkpoint."""
 
-    checkpoint: str = key(REQUIRED, "last.pt or best.pt of a run")
+    checkpoint: str = key(
+        REQUIRED, "last.pt or best.pt of a run, a folder of attn.save_pretrained, or hf-hub:organisation/name"
+    )
     images: str = key(REQUIRED, "a folder (all images in it, at any depth), a pattern such as 'photos/*.jpg', or a file")
     topk: int = key(5, "classes per image, the likeliest first", limits=POSITIVE, at_most=1_000_000)
     out: str = key("predictions.csv", "CSV file: a line per image")

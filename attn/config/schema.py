@@ -280,7 +280,9 @@ class Config:
     force: bool = key(False, "continue although the config differs from the checkpoint's")
     pretrained: bool = key(False, "start from timm's weights of the backbone")
     init: str | None = key(
-        None, "start from the weights of this checkpoint, which must be those of the model (scripts/convert.py makes them)"
+        None,
+        "start from the weights of this checkpoint (a file, a folder of attn.save_pretrained, or hf-hub:organisation/name), which "
+        "must be those of the model; scripts/convert.py makes them",
     )
     device: str = key("auto", "where to compute; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
     channels_last: bool = key(False, "memory layout NHWC: usually faster")

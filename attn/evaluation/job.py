@@ -33,7 +33,6 @@ from attn.models.spec import locate
 from attn.runs import folder, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import to_json, write_atomically
-from attn.runs.folder import HUB
 from attn.tabulate import text_lines
 
 
@@ -44,7 +43,6 @@ def run(request: Request) -> Scores:
         UserError: checkpoint or data are missing or do not fit.
     """
     path = Path(os.path.expanduser(request.checkpoint))
-    beside = Path(str(path).removeprefix(HUB).replace("/", "-")) if str(path).startswith(HUB) else path
     content = folder.read(path)
     trained = load.load_config(content, path)
     cfg = with_data(trained, request.data)
@@ -56,8 +54,8 @@ def run(request: Request) -> Scores:
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     weights = load.pick_weights(content, ema, path)
     load.expect_finite(weights, path)
-    used = "raw" if weights is content["model"] else "ema"
-    usual = used == ("raw" if content.get("ema") is None else "ema")
+    used = load.kind_of(content, ema)
+    usual = used == load.kind_of(content, None)
     with launch(request.device, request.dist_timeout) as ranks:
         size = request.batch_size or max(1, cfg.schedule.batch_size // (ranks.world * cfg.schedule.accumulate))
         asked = what(cfg.data, path, used)
@@ -66,7 +64,7 @@ def run(request: Request) -> Scores:
         output = (
             Path(os.path.expanduser(request.output))
             if request.output
-            else default_output(beside, asked, what(trained.data, path, used), usual)
+            else default_output(folder.beside(path), asked, what(trained.data, path, used), usual)
         )
         expect_free(output, asked)
         with as_user_errors():
@@ -117,16 +115,16 @@ def what(data: Data, path: Path, weights: str) -> dict[str, Any]:
     return about | {"root": None if data.root is None else os.path.abspath(os.path.expanduser(data.root))}
 
 
-def default_output(path: Path, asked: dict[str, Any], trained: dict[str, Any], usual: bool) -> Path:
-    """A file beside the checkpoint, named by what differs from training: data, split, weights, a hash of other settings."""
-    parts = ["eval", path.stem]
+def default_output(made_of: Path, asked: dict[str, Any], trained: dict[str, Any], usual: bool) -> Path:
+    """A file beside the checkpoint (`folder.beside`), named by what differs from training: data, split, weights, a hash of other settings."""
+    parts = ["eval", made_of.name]
     parts += [str(asked[key]).replace("/", "_") for key in ("data", "split") if asked[key] != trained[key]]
     parts += [] if usual else [asked["weights"]]
     parts += [str(asked[key]) for key in ("inference", "batch_size") if key in asked]
     other = {key: asked.get(key) for key in (*SCORED, "samples", "packed") if asked.get(key) != trained.get(key)}
     if other and asked["data"] == trained["data"]:
         parts.append(hashlib.sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:8])
-    return path.with_name(f"{'-'.join(parts)}.json")
+    return made_of.with_name(f"{'-'.join(parts)}.json")
 
 
 def expect_free(output: Path, asked: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from attn.data.workers import outlive_signals, worker_count
 from attn.distributed import pick_device
 from attn.errors import UserError, reason
 from attn.evaluation.evaluate import autocast
-from attn.runs import checkpoint, load
+from attn.runs import folder, load
 from attn.runs.files import write_atomically
 
 Transform = Callable[[Image.Image], Tensor]
@@ -66,7 +66,7 @@ def predict(
     """The likeliest classes of each image, in the order of the images, as they are computed.
 
     Args:
-        model: a checkpoint of `train.py`, which brings its test transform and the names of its classes; or a model, which is
+        model: a checkpoint, as `attn.load` takes it, which brings its test transform and the names of its classes; or a model, which is
             used on the device where it is.
         images: a folder (all images in it, at any depth), a pattern such as `photos/*.jpg`, a file, an image of Pillow, or
             several files and images.
@@ -131,7 +131,7 @@ def _of_checkpoint(
     trust: str | Collection[str],
 ) -> _Network:
     where = pick_device(device) if device in ("auto", "cpu", "cuda") else torch.device(device)
-    content = checkpoint.read(path)
+    content = folder.read(path)
     cfg: Config = load.trusted(load.load_config(content, path), trust, f"checkpoint {path}")
     model = load.build(load.with_kernels_here(cfg))
     load.load_weights(model, load.pick_weights(content, ema, path), path)

@@ -26,7 +26,7 @@ from attn.export import int8, onnx, program
 from attn.export.about import About, about
 from attn.models.create import check_input
 from attn.models.fuse import fuse
-from attn.runs import checkpoint, load
+from attn.runs import folder, load
 from attn.runs.files import sync_folder
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2", "int8": ".int8.pt2"}
@@ -45,9 +45,10 @@ def run(request: Request) -> Path:
     if missing:
         raise UserError(f"format={request.format} needs {', '.join(missing)}: {INSTALL}")
     path = Path(request.checkpoint).expanduser()
-    out = Path(request.out).expanduser() if request.out else path.with_name(path.stem + SUFFIXES[request.format])
+    made_of = folder.beside(path)
+    out = Path(request.out).expanduser() if request.out else made_of.with_name(made_of.name + SUFFIXES[request.format])
     expect_free(out, request)
-    content = checkpoint.read(path)
+    content = folder.read(path)
     cfg = load.trusted(with_data(load.load_config(content, path), request.data), request.trust, f"checkpoint {path}")
     model = network(cfg, load.pick_weights(content, {"auto": None, "ema": True, "raw": False}[request.weights], path), path)
     size = request.image_size or cfg.data.image_size
@@ -74,8 +75,8 @@ def run(request: Request) -> Path:
     fused = fuse(model, images, blocks=request.format != "int8")
     out.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that it can be moved there in one step.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
-        temporary = Path(folder) / out.name
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as place:
+        temporary = Path(place) / out.name
         if data is None:
             said = exact(request, model, fused, images, meaning, temporary)
         else:

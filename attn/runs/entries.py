@@ -113,6 +113,7 @@ ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluated": (_count, "an integer, 0 or more"),
     "skipped_in_row": (_count, "an integer, 0 or more"),
     "model": (_tensors, "tensors by name"),
+    "weights": (lambda value: value in ("ema", "raw"), "ema or raw"),
     "ema": (_or_none(_tensors), "tensors by name, or None"),
     "optimizer": (_optimizer, "the state of an optimizer (state, param_groups)"),
     "scaler": (_scaler, "the state of a GradScaler, or empty"),

@@ -41,6 +41,18 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
     return read_folder(folder, device)
 
 
+def beside(path: str | Path) -> Path:
+    """Where files that are made of a checkpoint go, and how their names begin.
+
+    Returns:
+        `run/best` for `run/best.pt`, `models/ba` for the folder `models/ba`, and `me-ba` in the current folder for `hf-hub:me/ba`.
+    """
+    if str(path).startswith(HUB):
+        return Path(str(path).removeprefix(HUB).replace("/", "-"))
+    path = Path(path)
+    return path if path.is_dir() else path.with_suffix("")
+
+
 def fetch(name: str) -> Path:
     """The local copy of a model on the Hub: only its weights and config are downloaded.
 
@@ -73,7 +85,8 @@ def read_folder(folder: Path, device: str | torch.device = "cpu") -> dict[str, A
         weights: dict[str, Tensor] = load_file(folder / WEIGHTS, str(device))
     except (AttributeError, ValueError, OSError, SafetensorError) as error:
         raise BadCheckpoint(f"{folder} cannot be read (incomplete, damaged, or no model of attn): {reason(error)}") from None
-    content = {"config": described["config"], "model": weights, **{k: described[k] for k in KEPT if k in described}}
+    kind = {"weights": described.get("weights", "raw")}
+    content = {"config": described["config"], "model": weights, **kind, **{k: described[k] for k in KEPT if k in described}}
     wrong = next(entries.problems(content), None)
     if wrong is not None:
         raise BadCheckpoint(f"{folder / CONFIG} is damaged, or not of attn.save_pretrained: {wrong}")

@@ -151,12 +151,19 @@ def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path)
     """The averaged weights of a checkpoint, or the raw ones.
 
     Raises:
-        BadCheckpoint: averaged weights are asked for and absent.
+        BadCheckpoint: those that are asked for are not in it.
     """
-    averaged = content.get("ema")
-    if ema and averaged is None:
+    kind = kind_of(content, ema)
+    if ema and kind != "ema":
         raise BadCheckpoint(f"checkpoint {path} has no averaged weights (schedule.ema_decay was off)")
-    return averaged if averaged is not None and ema is not False else content["model"]
+    if ema is False and kind != "raw":
+        raise BadCheckpoint(f"{path} has no raw weights: attn.save_pretrained wrote the averaged ones")
+    return content["ema"] if kind == "ema" and "weights" not in content else content["model"]
+
+
+def kind_of(content: Mapping[str, Any], ema: bool | None) -> str:
+    """Whether `pick_weights` takes averaged weights (ema) or raw ones: a folder of `save_pretrained` has one of them, and says which."""
+    return content.get("weights") or ("ema" if content.get("ema") is not None and ema is not False else "raw")
 
 
 RESERVED = {

@@ -49,11 +49,10 @@ def save_pretrained(
     content = checkpoint.read(path)
     cfg = load.trusted(load.load_config(content, path), trust, f"checkpoint {path}")
     weights = load.pick_weights(content, ema, path)
-    averaged = content.get("ema") is not None and weights is content["ema"]
     with torch.device("meta"):
         model: Any = load.build(load.with_kernels_here(cfg))
     load.load_weights(model.to_empty(device="cpu"), weights, path)
-    kind = "ema" if averaged else "raw"
+    kind = load.kind_of(content, ema)
     described: dict[str, Any] = {"format": FORMAT, "weights": kind, "config": parse.to_dict(cfg)}
     described |= {key: content[key] for key in KEPT if content.get(key) is not None}
     config = {**for_timm(cfg, model, content.get("classes")), "attn": described}

@@ -167,6 +167,8 @@ def prepare(cfg: Config, run_dir: Path, ranks: Ranks, request: StopRequest, foun
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         images = f"{len(data.dataset)} images"
         console.say(f"{cfg.backbone['name']} + {cfg.attention_name}: {parameters:.2f} M parameters, {images}")
+        if cfg.init is not None and found is None:
+            console.say(f"starting from the weights of {cfg.init}")
         if cfg.kernels != "reference":
             console.say(told_of_kernels(cfg, model, ranks.device))
     log = StepLog(run_dir, cfg.log_every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import detection_fixtures
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import attn
 from attn.errors import UserError
 from attn.runs import checkpoint
 from attn.runs.checkpoint import BadCheckpoint
 from detection import AttentionBackbone, weights
+from detection.weights import check_present
 
 pytest_plugins = [detection_fixtures.__name__]
 
@@ -59,6 +62,16 @@ def test_checkpoint_without_average_loads_raw_weights_and_refuses_to_average(tmp
     assert torch.equal(initialised(path).model.conv1.weight, content["model"]["conv1.weight"])
     with pytest.raises(BadCheckpoint, match="no averaged weights"):
         initialised(path, ema=True)
+
+
+def test_a_folder_of_save_pretrained_loads(tmp_path: Path) -> None:
+    weights = attn.create_model("resnet18", "ba", num_classes=10).state_dict()
+    save_file({name: value.clone() for name, value in weights.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"attn": {"format": 1, "weights": "ema", "config": {}}}))
+    assert torch.equal(initialised(tmp_path, ema=True).model.conv1.weight, weights["conv1.weight"])
+    with pytest.raises(BadCheckpoint, match="has no raw weights"):
+        initialised(tmp_path, ema=False)
+    check_present("hf-hub:me/ba_resnet18")  # what the Hub lacks is told when it is fetched
 
 
 def test_stages_that_are_not_used_may_be_in_the_checkpoint(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from attn.config.schema import Data
 from attn.data.datasets import class_names, load_dataset
 from attn.errors import UserError
 from attn.evaluation import job
-from attn.runs import checkpoint, directory, files, load, metrics, views
+from attn.runs import checkpoint, directory, files, folder, load, metrics, views
 from attn.runs.checkpoint import BadCheckpoint
 
 Content = dict[str, bytes]
@@ -338,8 +338,8 @@ def test_every_evaluation_keeps_its_own_scores(done: Path) -> None:
 def test_scores_of_another_split_are_named_after_it() -> None:
     path = Path("run/best.pt")
     trained, asked = (job.what(Data(val_split=split), path, "ema") for split in ("val", "test"))
-    assert job.default_output(path, asked, trained, usual=True) == Path("run/eval-best-test.json")
-    assert job.default_output(path, trained, trained, usual=False) == Path("run/eval-best-ema.json")
+    assert job.default_output(folder.beside(path), asked, trained, usual=True) == Path("run/eval-best-test.json")
+    assert job.default_output(folder.beside(path), trained, trained, usual=False) == Path("run/eval-best-ema.json")
 
 
 def test_scores_record_what_they_are_of(done: Path) -> None:

@@ -14,15 +14,22 @@ import timm
 import torch
 import yaml
 from commands import ROOT, TINY, Command, composed
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import attn
 import attn.timm
+from attn.analysis.subjects import load_subjects
 from attn.config import parse
+from attn.config.schema import Config
+from attn.distributed import Ranks
 from attn.errors import UserError
 from attn.runs import checkpoint, directory, load, metrics
 from attn.runs.checkpoint import BadCheckpoint
+from attn.runs.convert import convert_file
+from attn.runs.folder import beside
+from attn.training import setup
 
 OVERRIDES = [*TINY, "attention=se", "attention_name=se", "attention.block.reduction=4", "schedule.epochs=2"]
 OVERRIDES += ["+backbone.channels=[16,16,24,24]", "+backbone.stem_width=16"]
@@ -81,11 +88,72 @@ def test_the_round_trip(runs: Path, saved: Path, tmp_path: Path) -> None:
 
 
 def test_eval_takes_the_folder(saved: Path, tmp_path: Path, in_process: Command) -> None:
-    shutil.copytree(saved, tmp_path / "model")
-    done = in_process(["eval.py", f"checkpoint={tmp_path / 'model'}"])
+    folder = shutil.copytree(saved, tmp_path / "model.v1")
+    done = in_process(["eval.py", f"checkpoint={folder}"])
     assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path / "eval-model.json").read_text())
+    scores = json.loads((tmp_path / "eval-model.v1.json").read_text())
     assert 0 <= scores["top1"] <= 100
+    assert scores["weights"] == "ema"
+    refused = in_process(["eval.py", f"checkpoint={folder}", "weights=raw"])
+    assert refused.returncode == 2
+    assert f"{folder} has no raw weights: attn.save_pretrained wrote the averaged ones" in refused.stderr
+
+
+def test_predictions_and_figures_take_the_folder(runs: Path, saved: Path) -> None:
+    file = runs / "seed0" / "best.pt"
+    image = Image.new("RGB", (32, 32), (200, 50, 50))
+    assert list(attn.predict(saved, image, device="cpu")) == list(attn.predict(file, image, device="cpu"))
+    first, second = load_subjects([str(file), str(saved)])
+    assert torch.equal(logits(first.model), logits(second.model))
+    assert first.name != second.name
+
+
+def test_an_exported_file_lies_beside_the_folder(saved: Path, tmp_path: Path, in_process: Command) -> None:
+    folder = shutil.copytree(saved, tmp_path / "model.v1")
+    command = ["scripts/export.py", f"checkpoint={folder}", "format=pt2"]
+    (folder / "model.safetensors").unlink()
+    assert f"{folder} cannot be read (incomplete" in in_process(command).stderr
+    (tmp_path / "model.v1.pt2").touch()
+    assert f"{folder}.pt2 exists" in in_process(command).stderr
+
+
+def test_where_files_made_of_a_model_go(tmp_path: Path) -> None:
+    assert beside("runs/a/best.pt") == Path("runs/a/best")
+    assert beside(tmp_path / "..") == tmp_path / ".."
+    assert beside("hf-hub:me/ba_resnet50@v1.0") == Path("me-ba_resnet50@v1.0")
+
+
+def starts(cfg: Config, init: str | Path) -> dict[str, Tensor]:
+    """The weights with which a run of `init=` begins."""
+    return setup.build_model(replace(cfg, init=str(init)), Ranks(0, 1, torch.device("cpu")), fresh=True).state_dict()
+
+
+def test_a_run_starts_from_a_file_or_a_folder(runs: Path, saved: Path, tmp_path: Path) -> None:
+    cfg = composed(*OVERRIDES)
+    file = runs / "seed0" / "best.pt"
+    for source in (file, saved):
+        found = starts(cfg, source)
+        assert all(torch.equal(found[name], value) for name, value in attn.load(file).state_dict().items())
+    with pytest.raises(BadCheckpoint, match=r"of another architecture: keys 2 of another shape \(fc.weight, fc.bias\)"):
+        starts(composed(*OVERRIDES, "data.num_classes=12"), saved)
+    with pytest.raises(BadCheckpoint, match="no such file"):
+        starts(cfg, tmp_path / "none")
+
+
+def test_a_run_starts_from_a_converted_file(tmp_path: Path) -> None:
+    plain = timm.create_model("resnet10t").state_dict()
+    torch.save(plain, tmp_path / "timm.pth")
+    overrides = [*TINY, "attention=se"]
+    report = convert_file("timm", "resnet10t", tmp_path / "timm.pth", tmp_path / "start.pt", overrides)
+    found = starts(composed(*overrides), tmp_path / "start.pt")
+    assert len(report.matched) > 80
+    assert all(torch.equal(found[name], plain[name]) for name in report.matched)
+    assert set(found) - set(report.matched) == {*report.new, *report.reshaped}
+
+
+def test_train_takes_the_folder(saved: Path, train: Command) -> None:
+    done = train(*OVERRIDES, f"init={saved}", "schedule.epochs=1")
+    assert f"starting from the weights of {saved}" in done.stdout
 
 
 def test_the_card_tells_config_metrics_spread_and_citation(saved: Path) -> None:
@@ -168,6 +236,7 @@ def test_pushed_and_loaded_by_name(runs: Path, tmp_path: Path, monkeypatch: pyte
     expected = logits(attn.load(runs / "seed0" / "best.pt"))
     for name in ("hf-hub:me/se_digits", "hf-hub:me/se_digits@main"):
         assert torch.equal(logits(attn.load(name)), expected)
+        assert torch.equal(starts(composed(*OVERRIDES), name)["fc.weight"], attn.load(name).get_classifier().weight)
     with pytest.raises(UserError, match="hf-hub:me/other cannot be loaded"):
         attn.load("hf-hub:me/other")
     with pytest.raises(UserError, match="must be organisation/name"):
