@@ -27,7 +27,7 @@ from attn.distributed import launch
 from attn.errors import UserError, as_user_errors
 from attn.evaluation.evaluate import Settings, evaluate
 from attn.evaluation.scores import ClassCounts, Scores
-from attn.kernels import BUILD
+from attn.kernels import missing
 from attn.models.options import options_of
 from attn.models.spec import locate
 from attn.runs import folder, load
@@ -71,11 +71,11 @@ def run(request: Request) -> Scores:
             data = evaluation_data(cfg.data)
             names = class_names(data.dataset)
             expect_same_classes(content.get("classes"), names, f"checkpoint {path} and data.root={cfg.data.root}")
-        cfg = load.with_kernels_here(cfg)
+        cfg = load.with_kernels_here(cfg, ranks.device)
         if cfg.kernels != trained.kernels and ranks.first:
             console.warn(
-                f"{path} was trained with kernels={trained.kernels}, which is not built here: plain modules are used, equal "
-                f"up to rounding; {BUILD} builds it"
+                f"{path} was trained with kernels={trained.kernels}: plain modules are used, equal up to rounding, because "
+                f"{missing(ranks.device.type)}"
             )
         model = load.build(cfg)
         load.load_weights(model, weights, path)

@@ -133,7 +133,7 @@ def _of_checkpoint(
     where = pick_device(device) if device in ("auto", "cpu", "cuda") else torch.device(device)
     content = folder.read(path)
     cfg: Config = load.trusted(load.load_config(content, path), trust, f"checkpoint {path}")
-    model = load.build(load.with_kernels_here(cfg))
+    model = load.build(load.with_kernels_here(cfg, where))
     load.load_weights(model, load.pick_weights(content, ema, path), path)
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(where, memory_format=layout).eval()  # type: ignore[call-overload]

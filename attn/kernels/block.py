@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from attn.attention import Gate, Recorded, attend
 from attn.kernels import ops
-from attn.kernels.cpu import DTYPES
 
 NAMES = {
     nn.Identity: "none",
@@ -39,7 +38,8 @@ def runs_fused(
     module: nn.Module | None, norm: nn.Module, device: torch.device, dtype: torch.dtype, on: tuple[str, ...]
 ) -> bool:
     """Whether a block's gate runs fused for maps of a given device and type; `on` are the devices from `fused_devices`."""
-    return device.type in on and isinstance(module, Gate) and pools_alone(module) and known_norm(norm) and dtype in DTYPES
+    typed = device.type in on and ops.has_form(device, dtype)
+    return typed and isinstance(module, Gate) and pools_alone(module) and known_norm(norm)
 
 
 def gates_activated(
@@ -180,9 +180,10 @@ def update(norm: Any, vectors: Tensor) -> None:
 def fits(norm: Any, y: Tensor) -> bool:
     """Whether the operators support a norm and a map.
 
-    Not supported: a batch of a single value per channel in training (torch raises its error), float16 and float64.
+    Not supported: a batch of a single value per channel in training (torch raises its error), maps without pixels, float64, and
+    float16 on the CPU.
     """
-    return known_norm(norm) and y.dtype in DTYPES and y.numel() > (y.shape[1] if norm.training else 0)
+    return known_norm(norm) and ops.has_form(y.device, y.dtype) and y.numel() > (y.shape[1] if norm.training else 0)
 
 
 def known_norm(norm: Any) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attn.kernels.build import library_path
-from attn.kernels.reference import ACTS, memory_format
+from attn.kernels.layout import floats, laid_out, memory_format, pixel_weights
+from attn.kernels.reference import ACTS
 
 DTYPES = (torch.float32, torch.bfloat16)
 HEAD = [ctypes.c_int] * 3 + [ctypes.c_int64] * 3  # bf16, channels_last, threads; N, C, H W
@@ -134,19 +135,6 @@ def norm_act_backward(
     given = (laid_out(grad, y), floats(grad_pooled), y, norm)
     call("attn_norm_act_backward", y, *given, training, ACTS.index(act), dy, dweight, dbias)
     return dy, dweight, dbias
-
-
-def laid_out(x: Tensor, y: Tensor) -> Tensor:
-    return x.contiguous(memory_format=memory_format(y))
-
-
-def floats(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.float().contiguous()
-
-
-def pixel_weights(basis: Tensor | None, y: Tensor) -> Tensor | None:
-    """[C, H, W] in the layout of y."""
-    return None if basis is None else laid_out(basis.float()[None], y)
 
 
 def call(name: str, y: Tensor, *arguments: Tensor | float | None) -> None:

@@ -32,11 +32,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attn.kernels import cpu, reference
-from attn.kernels.reference import memory_format, wide
+from attn.kernels.cuda import form as cuda
+from attn.kernels.layout import memory_format, wide
+
+# The quick form for a type of device.
+FORMS = {"cpu": cpu, "cuda": cuda}
 
 
 def form(y: Tensor) -> ModuleType:
-    return cpu if y.device.type == "cpu" and cpu.serves(y) else reference
+    found = FORMS.get(y.device.type)
+    return found if found is not None and found.serves(y) else reference
+
+
+def has_form(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a quick form for maps of a type on a device, be it built or not."""
+    return device.type in FORMS and dtype in FORMS[device.type].DTYPES
 
 
 def eager(y: Tensor) -> bool:

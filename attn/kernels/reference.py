@@ -6,17 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attn.kernels.layout import memory_format, wide
+
 ACTS = ("none", "relu", "relu6", "hard_swish", "silu")
-
-
-def wide(y: Tensor) -> torch.dtype:
-    """The type of sums over a map."""
-    return torch.promote_types(y.dtype, torch.float32)
-
-
-def memory_format(y: Tensor) -> torch.memory_format:
-    """The layout used for a map: channels_last if it has this layout, else contiguous."""
-    return torch.channels_last if y.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def over_map(vector: Tensor) -> Tensor:

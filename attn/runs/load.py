@@ -137,14 +137,14 @@ def load(
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
     content = folder.read(path, device)
-    model = build(with_kernels_here(trusted(load_config(content, path), trust, f"checkpoint {path}")))
+    model = build(with_kernels_here(trusted(load_config(content, path), trust, f"checkpoint {path}"), device))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()
 
 
-def with_kernels_here(cfg: Config) -> Config:
-    """The config on this machine: a run trained fused stays fused if the kernels are built here, else uses plain modules."""
-    return cfg if cfg.kernels == "reference" else replace(cfg, kernels=form_here("auto"))
+def with_kernels_here(cfg: Config, device: torch.device | str = "cpu") -> Config:
+    """The config on this machine: a run trained fused stays fused if the device has a fused form here, else uses plain modules."""
+    return cfg if cfg.kernels == "reference" else replace(cfg, kernels=form_here("auto", torch.device(device).type))
 
 
 def pick_weights(content: Mapping[str, Any], ema: bool | None, path: str | Path) -> Mapping[str, Tensor]:

@@ -25,7 +25,7 @@ from attn.data.loader import Seeded, TrainData, evaluation_data, train_data
 from attn.data.settle import settled
 from attn.distributed import Ranks, fail_together
 from attn.errors import UserError
-from attn.kernels import BUILD, form_here
+from attn.kernels import form_here, missing
 from attn.models.auxiliary import extra_loss
 from attn.models.create import check_input, fused_blocks, set_last_norm
 from attn.models.unused import ignore_unused
@@ -52,16 +52,17 @@ def read_found(path: Path | None) -> Found | None:
 
 
 def with_kernels(cfg: Config, ranks: Ranks) -> Config:
-    """The config with the form of the kernels that is used: `auto` is fused if it is built for every rank.
+    """The config with the form of the kernels that is used: `auto` is fused if every rank has the form for its device.
 
     Raises:
-        UserError: `fused`, and on some rank it is not built.
+        UserError: `fused`, and some rank does not have it.
     """
     with fail_together(ranks):
         form = form_here(cfg.kernels, ranks.device.type)
     used = "fused" if all(other == "fused" for other in ranks.gather(form)) else "reference"
     if cfg.kernels == "auto" and used == "reference" and ranks.first:
-        console.say(f"kernels=auto: reference is used, a fused form is not built for {ranks.device.type} here ({BUILD})")
+        lacks = missing(ranks.device.type) or "another rank has no fused form"
+        console.say(f"kernels=auto: reference is used, {lacks}")
     return replace(cfg, kernels=used)
 
 

@@ -66,7 +66,7 @@ def test_values_are_those_of_the_moment() -> None:
     assert Readback(values).wait() == [1.0, 2.5]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 def test_on_a_gpu_the_next_batch_is_there_in_time() -> None:
     device = torch.device("cuda")
     ahead, seen = Ahead(iter([Batch(*(t.pin_memory() for t in batch(n))) for n in range(5)]), device), []
