@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def kernel_cache(compile_cache: Path) -> Path:
         built, line = build.build()
     assert built, line
     return folder
+
+
+@pytest.fixture(scope="module")
+def compiled_kernels(kernel_cache: Path) -> Iterator[None]:
+    """The kernels' C++ form, as tests of a file find it."""
+    from attn.kernels import cpu
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(kernel_cache))
+        cpu.library.cache_clear()
+        yield
+    cpu.library.cache_clear()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ HEIGHT_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 def library_path() -> Path:
     """The path of the compiled form, whether it exists or not; another Pillow has another one, which is checked against it."""
     pillow = [PIL.__version__, str(features.version_feature("libjpeg_turbo"))]
-    return kernels.cached_path("region", SOURCE, [*FLAGS, *LIBRARIES, *pillow])
+    return kernels.cached_path("region", (SOURCE,), [*FLAGS, *LIBRARIES, *pillow])
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def build(force: bool = False) -> tuple[bool, str]:
     path = library_path()
     if path.exists() and not force and load(path) is not None:
         return True, f"region decoder: {path} exists already"
-    built, line = kernels.compile_to(path, SOURCE, [*FLAGS], LIBRARIES, "region decoder", without, check=differs)
+    built, line = kernels.compile_to(path, (SOURCE,), [*FLAGS], LIBRARIES, "region decoder", without, check=differs)
     if not built and "jpeglib.h" in line:
         line = f"region decoder: not built, no jpeglib.h found (Debian: libjpeg62-turbo-dev); {without}"
     return built, line

@@ -19,20 +19,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "scaled_conv.cpp"))
 # No fast-math: a NaN must pass through ReLU as it does in torch. GCC contracts a * b + c to one instruction by itself.
 FLAGS = ("-O2", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast", "-Wno-psabi")
 
 
 def library_path() -> Path:
-    """The path of the compiled form of this source for this CPU, whether it exists or not."""
-    return cached_path("cpu", SOURCE, FLAGS)
+    """The path of the compiled form of these sources for this CPU, whether it exists or not."""
+    return cached_path("cpu", SOURCES, FLAGS)
 
 
-def cached_path(name: str, source: Path, depends_on: Sequence[str]) -> Path:
-    """Where a source is compiled to: a name that depends on it, on this CPU and on more, such as the flags."""
+def cached_path(name: str, sources: Sequence[Path], depends_on: Sequence[str]) -> Path:
+    """Where sources are compiled to: a name that depends on them, on this CPU and on more, such as the flags."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = "\n".join([source.read_text(), *depends_on, cpu_features()])
+    key = "\n".join([*(source.read_text() for source in sources), *depends_on, cpu_features()])
     return cache / "attn" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
 
@@ -67,24 +67,24 @@ def build(force: bool = False) -> tuple[bool, str]:
     path = library_path()
     if path.exists() and not force:
         return True, f"kernels: {path} exists already"
-    return compile_to(path, SOURCE, FLAGS, (), "kernels", "the reference form is used")
+    return compile_to(path, SOURCES, FLAGS, (), "kernels", "the reference form is used")
 
 
 def compile_to(
     path: Path,
-    source: Path,
+    sources: Sequence[Path],
     flags: Sequence[str],
     libraries: Sequence[str],
     what: str,
     without: str,
     check: Callable[[Path], str | None] = lambda _: None,
 ) -> tuple[bool, str]:
-    """Compiles a source to a shared library.
+    """Compiles sources to a shared library.
 
     Args:
         path: where it is written, whole or not at all.
-        source: one C++ file.
-        flags, libraries: the compiler's arguments before and after the file.
+        sources: C++ files.
+        flags, libraries: the compiler's arguments before and after the files.
         what: what is built, for the line.
         without: what is used where it cannot be built, for the line.
         check: why a library that was compiled must not be used; None if it may.
@@ -101,7 +101,7 @@ def compile_to(
         # First written under a temporary name: other processes see either no file or a finished one.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
             target = Path(folder) / path.name
-            arguments = [*flags, str(source), "-o", str(target), *libraries]
+            arguments = [*flags, *map(str, sources), "-o", str(target), *libraries]
             done = subprocess.run([*command, *arguments], capture_output=True, text=True)
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit status {done.returncode}"]

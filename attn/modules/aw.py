@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Reading, Site, hidden_width, select
+from attn.kernels import scaled_conv, scaled_conv_cpu
+from attn.kernels.scaled_conv_reference import per_sample
 from attn.modules._layers import MapBatchNorm, bin_average, conv_settings
 
 Form = Literal["auto", "grouped", "taps", "scale"]
@@ -41,7 +43,10 @@ class AWConv2d(nn.Conv2d):
       per tap. A must not depend on C1 (`r_c1` None).
     - `scale`: the plain convolution, its output channels scaled. A must be one value per filter: a 1x1 kernel, or `r_hw` its
       side, and `r_c1` None.
-    - `auto`: `scale` where possible, else the one of the other two that needs less memory.
+    - `auto`: `scale` where possible, else the one of the other two that needs less memory. With `kernels=fused` one operator
+      takes the place of these two if A does not depend on C1: see `runs_fused`.
+
+    `fused_on`: types of the devices on which that operator is used, see `attn.kernels`.
 
     In training, one image whose pooled map is a single pixel (1x1 kernels) is normalised by the running statistics. Two
     give the batch norm only the values -1 and 1: with so few images per device, convert to SyncBN.
@@ -61,6 +66,8 @@ class AWConv2d(nn.Conv2d):
         ValueError: the convolution is not a plain zero-padded `nn.Conv2d`, a ratio does not divide, or the form does not
             exist.
     """
+
+    fused_on: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -113,8 +120,17 @@ class AWConv2d(nn.Conv2d):
                 a = a.repeat_interleave(ratio, axis)
         return 1 + a if self.residual else a
 
+    def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether `attn.kernels.scaled_conv` computes it: `form=auto`, several taps, and 16 channels a group or a multiple of it."""
+        able = self.form == "auto" and self.forms[-1] == "taps" and scaled_conv_cpu.takes(dtype, self.weight, self.groups)
+        return able and device.type in self.fused_on
+
     def forward(self, x: Tensor) -> Tensor:
         scale = self.filter_scale(x)
+        dtype = mixed_dtype(x) if x.device.type in self.fused_on else x.dtype
+        if self.runs_fused(x.device, dtype):
+            taps = scale[:, :, 0].expand(-1, -1, *self.kernel_size)
+            return self.add_bias(scaled_conv.convolve(x.to(dtype), self.weight.to(dtype), taps, *self.settings()))
         form = self.form if self.form != "auto" else self.cheapest_form(x)
         if form == "grouped" and "taps" in self.forms and not isinstance(x.shape[0], int):
             form = "taps"  # torch.export for any batch: a number of groups is a constant there
@@ -122,6 +138,10 @@ class AWConv2d(nn.Conv2d):
             y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
             return self.add_bias(y * scale[:, :, :, 0, 0, None])
         return self.by_taps(x, scale) if form == "taps" else self.by_groups(x, scale)
+
+    def settings(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        """Stride, padding, dilation and groups."""
+        return self.stride, tuple(int(p) for p in self.padding), self.dilation, self.groups
 
     def cheapest_form(self, x: Tensor) -> str:
         """The last of `forms`; of `taps` and `grouped` the one that needs less memory (C1 or output H * W)."""
@@ -140,19 +160,14 @@ class AWConv2d(nn.Conv2d):
 
     def by_groups(self, x: Tensor, scale: Tensor) -> Tensor:
         """The definition: each sample is convolved with its own filters."""
-        n, c, height, width = x.shape
-        filters = (self.weight * scale).flatten(0, 1)
-        y = F.conv2d(
-            x.reshape(1, n * c, height, width), filters, None, self.stride, self.padding, self.dilation, n * self.groups
-        )
-        return self.add_bias(y.reshape(n, self.out_channels, *y.shape[2:]))
+        return self.add_bias(per_sample(x, self.weight * scale, *self.settings()))
 
     def by_taps(self, x: Tensor, scale: Tensor) -> Tensor:
         """Sum over the taps t of scale_t * conv1x1(x shifted by t, K_t)."""
         rows, columns = self.kernel_size
         scale = scale[:, :, 0].expand(-1, -1, rows, columns)
         height, width = self.output_size(x)
-        above, left = (int(p) for p in self.padding)
+        above, left = self.settings()[1]
         x = F.pad(x, (left, left, above, above))
         total: Tensor | None = None
         for i in range(rows):
@@ -168,6 +183,12 @@ class AWConv2d(nn.Conv2d):
 
     def add_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+
+
+def mixed_dtype(x: Tensor) -> torch.dtype:
+    """The type in which autocast has a convolution computed."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class AW(AWConv2d, Attention):

@@ -29,16 +29,7 @@ GATES = ["se", "eca", "srm", "fca", "ba", "ba_v2", "dca_se", "ge_theta_minus", "
 SE = {"_target_": "attn.modules.se.SE"}
 SMALL = {"layers": (1, 2, 1, 1), "channels": (16, 32, 48, 64)}
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(kernel_cache: Path) -> Any:
-    """The C++ form, built into a folder of the tests' own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(kernel_cache))
-        cpu.library.cache_clear()
-        yield
-    cpu.library.cache_clear()
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def model(name: Any, backbone: str = "resnet50", kernels: Any = "fused", **options: Any) -> nn.Module:
