@@ -63,7 +63,7 @@ measure() {
 run tests 110 "$python" -m pytest -q -m cuda -p no:cacheprovider
 measure step 60 step --attentions se,eca,ba,dca_se --pairs 5
 measure step_aw 45 step --attentions aw --pairs 5
-measure module 45 module --pairs 5
+measure module 45 module --only-all --pairs 5
 measure loop 40 loop --pairs 5
 run killtest 60 "$python" scripts/killtest.py --times 2 device=cuda deterministic=true schedule.amp=fp16 kernels=fused
 measure step_compiled 220 step --attentions se,ba --compile --pairs 3

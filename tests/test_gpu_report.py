@@ -76,9 +76,10 @@ def test_its_measurements_are_ones_that_the_benchmark_takes(
         pytest.xfail(f"benchmark.py {what} has no --device yet")
     for _, measure, *options in (c for c in commands(tmp_path) if c[0] == "scripts/benchmark.py"):
         if measure == what:
-            parsed = parser.parse_args(options)
-            assert (parsed.device, parsed.amp, parsed.batch, parsed.size) == ("cuda", "bf16", 64, 224)
-            assert parsed.json.parent == tmp_path
+            parsed = vars(parser.parse_args(options))
+            assert {"device": "cuda", "batch": 64, "size": 224}.items() <= parsed.items()
+            assert "bf16" in (parsed.get("amp"), parsed.get("dtype"))
+            assert parsed["json"].parent == tmp_path
 
 
 def test_a_failure_is_named_and_the_others_run(tmp_path: Path) -> None:

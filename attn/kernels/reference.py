@@ -105,7 +105,7 @@ def squeeze_backward(
     pixels = y.shape[2] * y.shape[3]
     off = y.to(norm.dtype) - over_map(norm[0])
     grad = masked.to(norm.dtype) * over_map(link[0])
-    grad = grad + over_map(grad_mean) * (1 / pixels if basis is None else basis)
+    grad = grad + (over_map(grad_mean / pixels) if basis is None else over_map(grad_mean) * basis)
     if act == "none":
         grad = grad + over_map(2 * grad_variance * norm[1] / pixels) * (off - over_map(raw[0]))
     return through_norm(grad * act_slope(normed(y, norm), act), off, norm, training, y)

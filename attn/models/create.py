@@ -51,7 +51,7 @@ def create_model(
         features_only: return timm's `FeatureGetterNet`, which returns a list of feature maps.
         out_indices: which maps `features_only` returns; all by default.
         kernels: how channel gates are computed with the norms next to them: `reference`, the modules one by one; `fused`, in
-            few passes over the map (`attn.kernels`) if the gate allows it; `auto`, fused if the kernels are built here.
+            few passes over the map (`attn.kernels`) if the gate allows it; `auto`, fused on devices that have it here.
             Parameter names and state dicts are the same, results are equal up to rounding.
         timm_kwargs: an option of a named attention by its name, as in `create_model("resnet18", "se", reduction=8)`; the
             others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...).
@@ -170,7 +170,7 @@ def set_kernels(model: nn.Module, kernels: Kernels) -> None:
     """Switches the fused form of the blocks on or off; see `create_model`.
 
     Raises:
-        ValueError: an unknown choice, or `fused` if the kernels are not built.
+        ValueError: an unknown choice, or `fused` where no device has the form.
     """
     devices = fused_devices(kernels)
     for module in model.modules():

@@ -113,6 +113,7 @@ def test_every_command_is_of_a_known_kind() -> None:
         "export",
         "cd",
         "apt-get",
+        "scripts/gpu_report.sh",
         "uv",
         "pre-commit",
         "mkdir",

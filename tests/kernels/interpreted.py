@@ -28,7 +28,9 @@ def operators() -> None:
             flags = {name: bool(number >> bit & 1) for bit, name in enumerate(("relu", "running", "pool"))}
             a = arguments(SHAPES[number % 3], torch.float32, LAYOUTS[(number + tile) % 3], basis=number % 2 == 0)
             compare(form, a, act, with_shortcut=number != 1, **flags)
-    compare(form, arguments((2, 3, 3, 5), torch.float16, "channels_last"), relu=True, with_shortcut=True)
+    half = arguments((2, 3, 3, 5), torch.float16, "channels_last")
+    compare(form, half, relu=True, with_shortcut=True)
+    compare(form, half, "silu", pool=True)
 
 
 def values() -> None:

@@ -339,6 +339,42 @@ def test_other_types_run_as_themselves(dtype: torch.dtype) -> None:
         assert torch.equal(fused(images().to(dtype)), plain(images().to(dtype)))
 
 
+def test_float16_autocast_runs_as_itself() -> None:
+    fused, plain = both("ba")
+    with torch.autocast("cpu", torch.float16):
+        assert ran_fused(copy.deepcopy(fused), images()) == 0
+        for ours, theirs in zip(step(fused, images()), step(plain, images()), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_no_images_run_as_themselves() -> None:
+    fused, plain = both("ba")
+    for ours, theirs in zip(step(fused, images(0)), step(plain, images(0)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+@pytest.mark.parametrize("act", ["none", "silu"])
+@pytest.mark.filterwarnings("ignore:var_mean")
+def test_maps_without_values_have_no_gradients(act: str, shape: tuple[int, ...]) -> None:
+    a = arguments(shape, torch.float32, "channels_last")
+    inputs = [a[name].requires_grad_() for name in ("y", "weight", "bias")]
+    gated = Gated(a, True, act, False)
+    found = [gated(*inputs, a["weights"]), *gated.inner(*inputs)]
+    grads = torch.autograd.grad([f.sum() for f in found], inputs)
+    assert [g.shape for g in grads] == [i.shape for i in inputs]
+    assert not any(g.any() for g in grads)
+
+
+def test_permuted_images() -> None:
+    fused, plain = both("ba")
+    turned = images().permute(0, 1, 3, 2)
+    assert not turned.is_contiguous(memory_format=reference.memory_format(turned))
+    assert ran_fused(copy.deepcopy(fused), turned) == 5
+    for ours, theirs in zip(step(fused, turned), step(plain, turned), strict=True):
+        assert distance(ours, theirs) < 1e-4
+
+
 def test_sync_batch_norm_runs_as_itself() -> None:
     fused, plain = both("ba")
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(fused).eval()
