@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 import attn.config.evaluation  # noqa: F401  # the config that eval.yaml names
 from attn.config.groups import config_dir
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LAUNCHERS = {"torchrun", "sbatch", "nohup", "srun"}
 ASSIGNMENT = re.compile(r"^[A-Z_]+=\S*$")
 

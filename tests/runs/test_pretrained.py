@@ -27,7 +27,6 @@ from attn.distributed import Ranks
 from attn.errors import UserError
 from attn.runs import checkpoint, directory, load, metrics
 from attn.runs.checkpoint import BadCheckpoint
-from attn.runs.convert import convert_file
 from attn.runs.folder import beside
 from attn.training import setup
 
@@ -138,17 +137,6 @@ def test_a_run_starts_from_a_file_or_a_folder(runs: Path, saved: Path, tmp_path:
         starts(composed(*OVERRIDES, "data.num_classes=12"), saved)
     with pytest.raises(BadCheckpoint, match="no such file"):
         starts(cfg, tmp_path / "none")
-
-
-def test_a_run_starts_from_a_converted_file(tmp_path: Path) -> None:
-    plain = timm.create_model("resnet10t").state_dict()
-    torch.save(plain, tmp_path / "timm.pth")
-    overrides = [*TINY, "attention=se"]
-    report = convert_file("timm", "resnet10t", tmp_path / "timm.pth", tmp_path / "start.pt", overrides)
-    found = starts(composed(*overrides), tmp_path / "start.pt")
-    assert len(report.matched) > 80
-    assert all(torch.equal(found[name], plain[name]) for name in report.matched)
-    assert set(found) - set(report.matched) == {*report.new, *report.reshaped}
 
 
 def test_train_takes_the_folder(saved: Path, train: Command) -> None:
