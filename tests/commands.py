@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import forked
@@ -33,6 +35,11 @@ def patience(seconds: float) -> float:
 
 def composed(*overrides: str) -> Config:
     """The config of `train.py OVERRIDES`, parsed. `attention_name` is `test` unless the overrides set it."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> Config:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return parse.parse(compose("train", ["attention_name=test", *overrides]))
 

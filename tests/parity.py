@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import attn
 from attn.config import parse
+from attn.config.schema import Config
 from attn.models import convert
 from attn.models.convert.protocol import Architecture, Tensors
 from attn.runs import load
@@ -59,7 +60,13 @@ def theirs(network: str) -> Tensors:
 def outline(network: str) -> nn.Module:
     """Our network on the meta device."""
     with torch.device("meta"):
-        return load.build(config_of(NETWORKS[network][1], network))
+        return load.build(config(network))
+
+
+@cache
+def config(network: str) -> Config:
+    """That of our network, as a checkpoint keeps it."""
+    return parse.from_dict(parse.to_dict(config_of(NETWORKS[network][1], network)))
 
 
 def dropped(network: str) -> dict[str, tuple[int, ...]]:
@@ -115,8 +122,7 @@ def check_listing(network: str) -> None:
 def check_translation(network: str) -> None:
     """Every tensor of the authors' checkpoint becomes the one of ours that it is, and those without a part are dropped."""
     tensors = authors_tensors(network, marked)
-    config = parse.from_dict(parse.to_dict(config_of(NETWORKS[network][1], network)))  # as a checkpoint keeps it
-    state, left_out = translate(tensors, NETWORKS[network][1], config, network)
+    state, left_out = translate(tensors, NETWORKS[network][1], config(network), network)
     assert sorted(left_out) == sorted(dropped(network))
     own = outline(network).state_dict()
     assert {key: t.shape for key, t in state.items()} == {key: t.shape for key, t in own.items()}

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from attn.config import command_line, evaluation, groups, parse, reference, schema
-from attn.config.schema import NOT_NEGATIVE, POSITIVE, key
+from attn.config.schema import NOT_NEGATIVE, POSITIVE, key, trust_key, weights_key
 from attn.errors import UserError
 
 
@@ -35,16 +35,12 @@ class Checkpoints(Output):
         "last.pt or best.pt of a run, a folder of attn.save_pretrained, or hf-hub:organisation/name; given again, the figure compares "
         "several",
     )
-    weights: str = key(
-        "auto", "averaged (ema) or raw; auto: averaged where the checkpoint holds them", choices=("auto", "ema", "raw")
-    )
+    weights: str = weights_key()
     batch_size: int = key(64, "images per pass", limits=POSITIVE)
     workers: int | None = key(0, "loader processes; null: one per processor core, at most 4", limits=NOT_NEGATIVE)
     device: str = key("auto", "where to compute; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
     seed: int = key(0, "seed of everything that is random", limits=NOT_NEGATIVE)
-    trust: list[str] = key(
-        [], "modules of your own whose attentions the checkpoints may name, as in [mine]: importing one executes it"
-    )
+    trust: list[str] = trust_key()
     data: dict[str, Any] = field(default_factory=dict)
 
 

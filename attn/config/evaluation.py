@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from attn.config import parse
-from attn.config.schema import POSITIVE, REQUIRED, Data, key
+from attn.config.schema import POSITIVE, REQUIRED, Data, key, trust_key, weights_key
 from attn.errors import UserError
 
 # configs/eval.yaml begins with it: every key of data exists there, and null leaves what the checkpoint has.
@@ -24,9 +24,7 @@ class Request:
     checkpoint: str = key(
         REQUIRED, "last.pt or best.pt of a run, a folder of attn.save_pretrained, or hf-hub:organisation/name"
     )
-    weights: str = key(
-        "auto", "averaged (ema) or raw; auto: averaged where the checkpoint holds them", choices=("auto", "ema", "raw")
-    )
+    weights: str = weights_key()
     batch_size: int | None = key(None, "images per rank and pass; null: as in training", limits=POSITIVE)
     inference: str | None = key(
         None, "what BA2M does to the test images; null: as in the checkpoint", choices=("off", "softmax", "sar")
@@ -40,9 +38,7 @@ class Request:
         None, "also write the likeliest classes of every image to this CSV file; each image is there once"
     )
     dist_timeout: float = key(600.0, "seconds to wait for a rank that does not answer", limits=POSITIVE, at_most=10_000_000)
-    trust: list[str] = key(
-        [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
-    )
+    trust: list[str] = trust_key()
     data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

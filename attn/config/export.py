@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from attn.config import evaluation, parse  # noqa: F401  # evaluation registers the node that configs/export.yaml begins with
-from attn.config.schema import POSITIVE, REQUIRED, key
+from attn.config.schema import POSITIVE, REQUIRED, key, trust_key, weights_key
 from attn.errors import UserError
 
 FORMATS = ("onnx", "pt2", "aoti", "int8")
@@ -25,9 +25,7 @@ class Request:
     out: str | None = key(
         None, "the file; null: beside the checkpoint, as in best.onnx, best.pt2, best.aoti.pt2, best.int8.pt2"
     )
-    weights: str = key(
-        "auto", "averaged (ema) or raw; auto: averaged where the checkpoint holds them", choices=("auto", "ema", "raw")
-    )
+    weights: str = weights_key()
     batch_size: int | None = key(None, "images per call; null: any number", limits=POSITIVE, at_most=100_000)
     image_size: int | None = key(
         None, "side of the images in pixels; null: that of the test images", limits=POSITIVE, at_most=8192
@@ -36,9 +34,7 @@ class Request:
         256, "for int8, training images whose activations set the ranges", limits=POSITIVE, at_most=1_000_000
     )
     force: bool = key(False, "replace a file that exists")
-    trust: list[str] = key(
-        [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
-    )
+    trust: list[str] = trust_key()
     data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

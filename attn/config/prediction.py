@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from attn.config import parse
-from attn.config.schema import NOT_NEGATIVE, POSITIVE, REQUIRED, key
+from attn.config.schema import NOT_NEGATIVE, POSITIVE, REQUIRED, key, trust_key, weights_key
 from attn.errors import UserError
 
 
@@ -22,17 +22,13 @@ class Request:
     images: str = key(REQUIRED, "a folder (all images in it, at any depth), a pattern such as 'photos/*.jpg', or a file")
     topk: int = key(5, "classes per image, the likeliest first", limits=POSITIVE, at_most=1_000_000)
     out: str = key("predictions.csv", "CSV file: a line per image")
-    weights: str = key(
-        "auto", "averaged (ema) or raw; auto: averaged where the checkpoint holds them", choices=("auto", "ema", "raw")
-    )
+    weights: str = weights_key()
     batch_size: int = key(64, "images per forward pass", limits=POSITIVE, at_most=100_000)
     workers: int | None = key(
         None, "loader processes; null: one per processor core, at most 4", limits=NOT_NEGATIVE, at_most=256
     )
     device: str = key("auto", "where to compute; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
-    trust: list[str] = key(
-        [], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it"
-    )
+    trust: list[str] = trust_key()
 
     @classmethod
     def parse(cls, composed: DictConfig) -> Request:

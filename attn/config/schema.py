@@ -70,6 +70,17 @@ def key(
     return field(default=default, metadata=metadata)
 
 
+def weights_key() -> Any:
+    """The key `weights` of everything that reads checkpoints."""
+    meaning = "averaged (ema) or raw; auto: averaged where the checkpoint holds them"
+    return key("auto", meaning, choices=("auto", "ema", "raw"))
+
+
+def trust_key() -> Any:
+    """The key `trust` of everything that reads checkpoints."""
+    return key([], "modules of your own whose attentions the checkpoint may name, as in [mine]: importing one executes it")
+
+
 @dataclass(frozen=True)
 class Key:
     """What the schema says of a key, as in `key`; `name` is dotted, `kind` the type as written."""

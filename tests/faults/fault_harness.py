@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ PER_EPOCH, STEPS = 3, 6
 
 def compose_config(overrides: Sequence[str], run_dir: Path) -> Config:
     chosen = [o for o in overrides if o.startswith("attention=")][-1].partition("=")[2]
-    return composed(*overrides, f"run_dir={run_dir}", f"attention_name={chosen}")
+    return replace(composed(*overrides, "run_dir=run", f"attention_name={chosen}"), run_dir=str(run_dir))
 
 
 def _rank(cfg: Config, rank: int, world: int, port: int, faults: Sequence[Fault], output: Path, env: dict[str, str]) -> None:
