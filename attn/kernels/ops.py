@@ -93,19 +93,9 @@ def vector(y: Tensor, *shape: int) -> Tensor:
     return y.new_empty(shape, dtype=wide(y))
 
 
-@torch.library.custom_op("attn::squeeze", mutates_args=())
-def squeeze(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    basis: Tensor | None,
-    eps: float,
-    act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See the docstring of this file."""
-    return squeezed(y, weight, bias, running_mean, running_var, basis, eps, act)
+def operator(name: str, schema: str, compute: Callable[..., Any]) -> torch.library.CustomOpDef:
+    """An operator that torch knows, on any device. The schema is its signature; forms have the same, unless said."""
+    return torch.library.custom_op(f"attn::{name}", compute, mutates_args=(), schema=schema)
 
 
 def squeezed(y: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -113,38 +103,31 @@ def squeezed(y: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor,
     return (*found, no_map(y), found[2].new_zeros(()).expand(5, *y.shape[:2]))
 
 
+# See the docstring of this file.
+squeeze = operator(
+    "squeeze",
+    "(Tensor y, Tensor weight, Tensor bias, Tensor? running_mean, Tensor? running_var, Tensor? basis, float eps, str act)"
+    " -> (Tensor mean, Tensor variance, Tensor norm, Tensor raw, Tensor through, Tensor link)",
+    squeezed,
+)
+
+
 @squeeze.register_fake
 def _(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    basis: Tensor | None,
-    eps: float,
-    act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    y: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, basis: Tensor | None, eps: float, act: str
+) -> Any:
     n, c = y.shape[:2]
     variance, raw = ((n, c), (2 if basis is None else 3, n, c)) if act == "none" else ((0,), (0,))
     link = vector(y, 1)[0].expand(5, n, c)
     return vector(y, n, c), vector(y, *variance), vector(y, 5, c), vector(y, *raw), no_map(y), link
 
 
-@torch.library.custom_op("attn::squeeze_backward", mutates_args=())
-def squeeze_backward(
-    masked: Tensor,
-    link: Tensor,
-    y: Tensor,
-    norm: Tensor,
-    raw: Tensor,
-    grad_mean: Tensor,
-    grad_variance: Tensor,
-    basis: Tensor | None,
-    training: bool,
-    act: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of y, weight and bias."""
-    return form(y).squeeze_backward(masked, link, y, norm, raw, grad_mean, grad_variance, basis, training, act)
+squeeze_backward = operator(
+    "squeeze_backward",
+    "(Tensor masked, Tensor link, Tensor y, Tensor norm, Tensor raw, Tensor grad_mean, Tensor grad_variance, Tensor? basis, "
+    "bool training, str act) -> (Tensor dy, Tensor dweight, Tensor dbias)",
+    lambda masked, link, y, *rest: form(y).squeeze_backward(masked, link, y, *rest),
+)
 
 
 @squeeze_backward.register_fake
@@ -171,34 +154,18 @@ def differentiate_squeeze(
 squeeze.register_autograd(differentiate_squeeze, setup_context=keep_squeeze)
 
 
-@torch.library.custom_op("attn::scale", mutates_args=())
-def scale(
-    y: Tensor,
-    through: Tensor,
-    link: Tensor,
-    norm: Tensor,
-    weights: Tensor,
-    shortcut: Tensor | None,
-    basis: Tensor | None,
-    act: str,
-    relu: bool,
-) -> Tensor:
-    """See the docstring of this file. `weights` [N, C]; `shortcut` as y, in shape and type; `basis` as given to `squeeze`."""
-    return scaled(y, through, link, norm, weights, shortcut, basis, act, relu)
-
-
-def scaled(
-    y: Tensor,
-    through: Tensor,
-    link: Tensor,
-    norm: Tensor,
-    weights: Tensor,
-    shortcut: Tensor | None,
-    basis: Tensor | None,
-    act: str,
-    relu: bool,
-) -> Tensor:
+def scaled(y: Tensor, through: Tensor, link: Tensor, *rest: Any) -> Tensor:
+    norm, weights, shortcut, _basis, act, relu = rest
     return form(y).scale(y, norm, weights, shortcut, act, relu)
+
+
+# Weights are [N, C], the shortcut is as y, in shape and type; basis as given to `squeeze`. Forms do without through, link and basis.
+scale = operator(
+    "scale",
+    "(Tensor y, Tensor through, Tensor link, Tensor norm, Tensor weights, Tensor? shortcut, Tensor? basis, str act, bool relu)"
+    " -> Tensor",
+    scaled,
+)
 
 
 @scale.register_fake
@@ -206,33 +173,19 @@ def _(y: Tensor, *rest: Any) -> Tensor:
     return like(y)
 
 
-@torch.library.custom_op("attn::scale_backward", mutates_args=())
-def scale_backward(
-    grad: Tensor,
-    out: Tensor,
-    y: Tensor,
-    norm: Tensor,
-    weights: Tensor,
-    basis: Tensor | None,
-    act: str,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient before ReLU (empty without it), `link`, and the gradient of weights [N, C]."""
-    return form(y).scale_backward(grad, out, y, norm, weights, basis, act, relu)
+# The gradient before ReLU (empty without it), `link`, and the gradient of weights [N, C].
+scale_backward = operator(
+    "scale_backward",
+    "(Tensor grad, Tensor out, Tensor y, Tensor norm, Tensor weights, Tensor? basis, str act, bool relu)"
+    " -> (Tensor masked, Tensor link, Tensor dweights)",
+    lambda grad, out, y, *rest: form(y).scale_backward(grad, out, y, *rest),
+)
 
 
 @scale_backward.register_fake
-def _(
-    grad: Tensor,
-    out: Tensor,
-    y: Tensor,
-    norm: Tensor,
-    weights: Tensor,
-    basis: Tensor | None,
-    act: str,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, out: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, c = y.shape[:2]
+    relu = rest[-1]
     return like(y) if relu else y.new_empty(0), vector(y, 5, n, c), vector(y, n, c)
 
 
@@ -253,51 +206,35 @@ def differentiate_scale(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 scale.register_autograd(differentiate_scale, setup_context=keep_scale)
 
 
-@torch.library.custom_op("attn::norm_act", mutates_args=())
-def norm_act(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    eps: float,
-    act: str,
-    pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """act(norm(y)), its mean over H W [N, C] (empty without `pool`), and norm [5, C]."""
-    return normed(y, weight, bias, running_mean, running_var, eps, act, pool)
-
-
 def normed(y: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     return form(y).norm_act(y, *settings)
 
 
+# act(norm(y)), its mean over H W [N, C] (empty without `pool`), and norm [5, C].
+norm_act = operator(
+    "norm_act",
+    "(Tensor y, Tensor weight, Tensor bias, Tensor? running_mean, Tensor? running_var, float eps, str act, bool pool)"
+    " -> (Tensor out, Tensor pooled, Tensor norm)",
+    normed,
+)
+
+
 @norm_act.register_fake
-def _(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    eps: float,
-    act: str,
-    pool: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(y: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    pool = settings[-1]
     return like(y), vector(y, *(y.shape[:2] if pool else (0,))), vector(y, 5, y.shape[1])
 
 
-@torch.library.custom_op("attn::norm_act_backward", mutates_args=())
-def norm_act_backward(
-    grad: Tensor, grad_pooled: Tensor | None, y: Tensor, norm: Tensor, training: bool, act: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of y, weight and bias."""
-    return form(y).norm_act_backward(grad, grad_pooled, y, norm, training, act)
+norm_act_backward = operator(
+    "norm_act_backward",
+    "(Tensor grad, Tensor? grad_pooled, Tensor y, Tensor norm, bool training, str act)"
+    " -> (Tensor dy, Tensor dweight, Tensor dbias)",
+    lambda grad, grad_pooled, y, *rest: form(y).norm_act_backward(grad, grad_pooled, y, *rest),
+)
 
 
 @norm_act_backward.register_fake
-def _(
-    grad: Tensor, grad_pooled: Tensor | None, y: Tensor, norm: Tensor, training: bool, act: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, grad_pooled: Tensor | None, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return like(y), vector(y, y.shape[1]), vector(y, y.shape[1])
 
 
