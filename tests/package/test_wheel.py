@@ -60,6 +60,9 @@ def test_the_wheel_holds_code_configs_types_and_licence(wheel: Path) -> None:
     assert any(re.fullmatch(r"attn-.*\.dist-info/licenses/LICENSE", name) for name in names)
     assert "attn/py.typed" in names
     assert not [name for name in names if not re.match(r"attn/|detection/|attn-.*\.dist-info/", name)]
+    detection = {str(path.relative_to(ROOT)) for path in (ROOT / "detection").rglob("*.py")}
+    assert detection == {name for name in names if name.startswith("detection/")}
+    assert any(name.startswith("detection/configs/rows/") for name in detection)
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
     assert configs == {name.removeprefix("attn/") for name in names if name.startswith("attn/configs/")}
 
