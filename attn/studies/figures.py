@@ -86,7 +86,7 @@ def curves(study: Study, runs: Path) -> Figure:
         scores = np.array(values[method])  # [seeds, epochs]
         mean, deviation = scores.mean(0), scores.std(0, ddof=1) if len(scores) > 1 else np.zeros(len(epochs))
         every = max(1, len(epochs) // 10)
-        name = f"{method} ({len(scores)} seeds)"
+        name = f"{method} ({len(scores)} seed{'s' * (len(scores) > 1)})"
         panel.plot(epochs, mean, color=style.colour(number), marker=style.marker(number), markevery=every, ms=4, label=name)
         panel.fill_between(epochs, mean - deviation, mean + deviation, color=style.colour(number), alpha=0.15, lw=0)
     later = np.concatenate(

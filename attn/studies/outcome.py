@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attn.report.verdict import paired
+from attn.report.verdict import LEAST_SEEDS, paired
 from attn.runs import directory, metrics
 from attn.studies.study import Study
 
@@ -34,7 +34,7 @@ class Difference:
 
     Attributes:
         mean: in the unit of the score.
-        interval: of 95 %, not corrected; None with fewer than two common seeds.
+        interval: of 95 %, not corrected; None with fewer than three common seeds.
         corrected: the same at 5 % over all comparisons of the table (Bonferroni).
         seeds: number of common seeds.
     """
@@ -90,7 +90,7 @@ def difference(ours: Mapping[int, float], baseline: Mapping[int, float], compari
         return None
     differences = [ours[seed] - baseline[seed] for seed in seeds]
     mean = statistics.fmean(differences)
-    if len(seeds) < 2:
+    if len(seeds) < LEAST_SEEDS:
         return Difference(mean, None, None, len(seeds))
     return Difference(mean, paired(differences, LEVEL)[1], paired(differences, LEVEL / max(comparisons, 1))[1], len(seeds))
 

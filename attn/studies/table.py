@@ -26,7 +26,7 @@ def sizes(study: Study, methods: Iterable[str]) -> dict[str, flops.Count]:
     for method in methods:
         overrides = study.methods[method]
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = parse.parse(compose("train", ["attention_name=study", *study.base, *overrides]))
+            cfg = parse.parse(compose("train", ["attention_name=study", "run_dir=runs", *study.base, *overrides]))
         options = dict(cfg.backbone)
         with torch.device("meta"):
             model = create_model(options.pop("name"), cfg.attention, cfg.data.num_classes, **options)

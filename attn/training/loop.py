@@ -189,9 +189,8 @@ def forward(run: Run, batch: Batch, smoothing: float) -> tuple[Tensor, Tensor]:
         images, targets = run.mixup(images, targets)
         smoothing = 0.0  # mixup's targets are smoothed already
     logits = run.net(images)
-    loss = F.cross_entropy(
-        logits, targets, label_smoothing=smoothing, reduction="none" if run.weights is not None else "mean"
-    )
+    reduction = "mean" if run.weights is None else "none"
+    loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction=reduction)
     if run.weights is not None:
         loss = (loss * run.weights[batch.indices].to(loss.device, non_blocking=True)).mean()
     return loss + extra_loss(run.state.model, images, targets, logits), logits
