@@ -13,7 +13,7 @@ from importlib import import_module
 from attn.config import scripts
 from attn.errors import as_user_errors
 
-COMMANDS = ("step", "loop", "input", "inference", "startup")
+COMMANDS = ("step", "module", "loop", "input", "inference", "startup")
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Command
 
 from attn.data import region
@@ -43,6 +44,48 @@ def test_a_step_beside_the_plain_backbones(
         assert "se fused" in done.stdout
     finally:
         cpu.library.cache_clear()
+
+
+def test_modules_beside_their_blocks(
+    in_process: Command, kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kernel_cache))
+    cpu.library.cache_clear()
+    small = ["scripts/benchmark.py", "module", "--backbone=resnet18", "--batch=2", "--threads=1", "--pairs=1", "--others=9"]
+    try:
+        done = in_process([*small, "--size=32", "--attentions=aw,ba", "--only-all", f"--json={tmp_path / 'r.json'}"])
+        assert done.returncode == 0, done.stderr
+        rows = {row["name"]: row for row in json.loads((tmp_path / "r.json").read_text())["contenders"]}
+        conv = ["plain", "aw naive", "aw reference", "aw fused"]
+        assert list(rows) == [
+            *(f"conv all x8 {n}" for n in conv),
+            *(f"block all x8 {n}" for n in ("plain", "ba reference", "ba fused")),
+        ]
+        assert [row["against"] for row in rows.values()] == ["conv all x8 plain"] * 4 + ["block all x8 plain"] * 3
+        assert rows["conv all x8 plain"]["peak"] == rows["block all x8 plain"]["peak"] == 1
+        assert rows["conv all x8 aw fused"]["peak"] < rows["conv all x8 aw naive"]["peak"]
+        assert all((row["wall"] is None) is name.endswith("plain") for name, row in rows.items())
+        assert "wall / plain" in done.stdout
+        done = in_process([*small, "--shape=32,6", "--attentions=sk", "--forms=reference,fused"])  # SK has its own norm
+        assert [line.split("  ")[0] for line in done.stdout.splitlines()[-2:]] == [
+            "conv+norm all x1 plain",
+            "conv+norm all x1 sk reference",
+        ]
+    finally:
+        cpu.library.cache_clear()
+    assert "fills neither the conv nor the block slot" in in_process([*small, "--attentions=bam"]).stderr
+    assert "expected CHANNELS,SIDE" in in_process([*small, "--shape=32"]).stderr
+    assert "choose from naive, reference, fused" in in_process([*small, "--forms=fast"]).stderr
+    assert "knows the ResNet family only" in in_process([*small, "--backbone=mobilenetv2_050"]).stderr
+
+
+@pytest.mark.parametrize("what", ["step", "module"])
+def test_a_gpu_that_is_not_there(in_process: Command, what: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    refused = in_process(["scripts/benchmark.py", what, "--device=cuda", "--amp=bf16"])
+    assert refused.returncode == 2
+    assert refused.stderr == "error: --device=cuda: torch finds no GPU here; use --device cpu\n"
 
 
 def test_the_input_beside_torchvisions(in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,15 +157,14 @@ Index blocks_of(Index channels) { return (channels + kWidth - 1) / kWidth; }
 
 // [group][block][tap][depth][lanes of the block] from filters [C2][tap][C1]: a product's weights lie as it reads them. The lanes are
 // filters and the depth input channels, or for the input's gradient the other way round.
-std::vector<float> packed(const Shape& s, const float* weight, bool of_filters) {
+void pack(const Shape& s, const float* weight, bool of_filters, float* all) {
   const Index lanes = of_filters ? s.c2 : s.c1, depth = of_filters ? s.c1 : s.c2, taps = s.taps();
   const Index filter = taps * s.c1, blocks = blocks_of(lanes);
-  std::vector<float> all(s.groups * s.c2 * filter);
 #pragma omp parallel for num_threads(s.threads) schedule(static)
   for (Index item = 0; item < s.groups * blocks * taps; ++item) {
     const Index tap = item % taps, group = item / taps / blocks, first = item / taps % blocks * kWidth;
     const Index width = std::min(kWidth, lanes - first);
-    float* target = all.data() + (group * lanes + first) * taps * depth + tap * depth * width;
+    float* target = all + (group * lanes + first) * taps * depth + tap * depth * width;
     const float* source = weight + group * s.c2 * filter + tap * s.c1;
     if (of_filters) {
       source += first * filter;
@@ -176,20 +175,19 @@ std::vector<float> packed(const Shape& s, const float* weight, bool of_filters) 
       for (Index k = 0; k < depth; ++k) std::memcpy(target + k * width, source + first + k * filter, width * sizeof(float));
     }
   }
-  return all;
 }
 
-// y [N, pixels, C2] from x [N, pixels, C1]; scale [N, tap, C2].
-void forward(const Shape& s, const float* x, const float* weight, const float* scale, float* y) {
+// y [N, pixels, C2] from x [N, pixels, C1]; scale [N, tap, C2]; scratch as large as weight.
+void forward(const Shape& s, const float* x, const float* weight, const float* scale, float* y, float* scratch) {
   const std::vector<Pairs> pairs = connected(s);
-  const std::vector<float> weights = packed(s, weight, true);
+  pack(s, weight, true, scratch);
   const Index inputs = s.h * s.w, outputs = s.rows * s.columns, taps = s.taps(), total = s.n * outputs;
   const Index chunks = (total + kPixels - 1) / kPixels, blocks = blocks_of(s.c2);
 #pragma omp parallel for num_threads(s.threads) schedule(static)
   for (Index item = 0; item < s.groups * blocks * chunks; ++item) {
     const Index chunk = item % chunks, group = item / chunks / blocks, first = item / chunks % blocks * kWidth;
     const Index width = std::min(kWidth, s.c2 - first), begin = chunk * kPixels, end = std::min(total, begin + kPixels);
-    const float* block = weights.data() + (group * s.c2 + first) * taps * s.c1;
+    const float* block = scratch + (group * s.c2 + first) * taps * s.c1;
     float sums[kPixels * kWidth];
     std::fill_n(sums, (end - begin) * width, 0.f);
     with_vectors(width / kLanes, [&](auto vectors) {
@@ -223,15 +221,15 @@ void forward(const Shape& s, const float* x, const float* weight, const float* s
 
 // dx from dy: the pixels of dy are scaled as they are read.
 void input_gradient(const Shape& s, const std::vector<Pairs>& pairs, const float* dy, const float* weight, const float* scale,
-                    float* dx) {
-  const std::vector<float> weights = packed(s, weight, false);
+                    float* dx, float* scratch) {
+  pack(s, weight, false, scratch);
   const Index inputs = s.h * s.w, outputs = s.rows * s.columns, taps = s.taps(), total = s.n * inputs;
   const Index chunks = (total + kPixels - 1) / kPixels, blocks = blocks_of(s.c1);
 #pragma omp parallel for num_threads(s.threads) schedule(static)
   for (Index item = 0; item < s.groups * blocks * chunks; ++item) {
     const Index chunk = item % chunks, group = item / chunks / blocks, first = item / chunks % blocks * kWidth;
     const Index width = std::min(kWidth, s.c1 - first), begin = chunk * kPixels, end = std::min(total, begin + kPixels);
-    const float* block = weights.data() + (group * s.c1 + first) * taps * s.c2;
+    const float* block = scratch + (group * s.c1 + first) * taps * s.c2;
     float sums[kPixels * kWidth];
     std::vector<float> scaled(kRows * s.c2);
     const float* rows[kRows];
@@ -360,16 +358,17 @@ Shape shape_of(const Index* sizes, int threads) {
 
 extern "C" {
 
-void attn_scaled_conv(const Index* sizes, int threads, const float* x, const float* weight, const float* scale, float* y) {
-  forward(shape_of(sizes, threads), x, weight, scale, y);
+void attn_scaled_conv(const Index* sizes, int threads, const float* x, const float* weight, const float* scale, float* y,
+                      float* scratch) {
+  forward(shape_of(sizes, threads), x, weight, scale, y, scratch);
 }
 
 // dx may be null: the input needs no gradient.
 void attn_scaled_conv_backward(const Index* sizes, int threads, const float* dy, const float* x, const float* weight,
-                               const float* scale, float* dx, float* dweight, float* dscale) {
+                               const float* scale, float* dx, float* dweight, float* dscale, float* scratch) {
   const Shape s = shape_of(sizes, threads);
   const std::vector<Pairs> pairs = connected(s);
-  if (dx) input_gradient(s, pairs, dy, weight, scale, dx);
+  if (dx) input_gradient(s, pairs, dy, weight, scale, dx, scratch);
   filter_gradients(s, pairs, dy, x, weight, scale, dweight, dscale);
 }
 }

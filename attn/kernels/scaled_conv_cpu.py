@@ -37,7 +37,7 @@ def scaled_conv(
     y = torch.empty(shape, memory_format=torch.channels_last)
     settings = sizes(x, weight, y, stride, padding, dilation, groups)
     given = (nhwc(x), nhwc(weight), factors(scale))
-    call("attn_scaled_conv", settings, *given, y)
+    call("attn_scaled_conv", settings, *given, y, torch.empty_like(given[1]))
     return y.to(x.dtype, memory_format=memory_format(x))
 
 
@@ -56,7 +56,7 @@ def scaled_conv_backward(
     given = (nhwc(grad), nhwc(x), nhwc(weight), factors(scale))
     dx = torch.empty_like(given[1]) if with_input else None
     dweight, dscale = torch.empty_like(given[2]), torch.empty_like(given[3])
-    call("attn_scaled_conv_backward", settings, *given, dx, dweight, dscale)
+    call("attn_scaled_conv_backward", settings, *given, dx, dweight, dscale, torch.empty_like(given[2]))
     return (
         x.new_empty(0) if dx is None else dx.to(x.dtype, memory_format=memory_format(x)),
         dweight.to(weight.dtype, memory_format=memory_format(weight)),

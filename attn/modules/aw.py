@@ -128,7 +128,7 @@ class AWConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.filter_scale(x)
         dtype = mixed_dtype(x) if x.device.type in self.fused_on else x.dtype
-        if self.runs_fused(x.device, dtype):
+        if self.runs_fused(x.device, dtype) and self.gains(x, dtype):
             taps = scale[:, :, 0].expand(-1, -1, *self.kernel_size)
             return self.add_bias(scaled_conv.convolve(x.to(dtype), self.weight.to(dtype), taps, *self.settings()))
         form = self.form if self.form != "auto" else self.cheapest_form(x)
@@ -138,6 +138,17 @@ class AWConv2d(nn.Conv2d):
             y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
             return self.add_bias(y * scale[:, :, :, 0, 0, None])
         return self.by_taps(x, scale) if form == "taps" else self.by_groups(x, scale)
+
+    def gains(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether the fused form is at least as quick as `grouped`, as measured on the CPU.
+
+        In float32 and channels_last it is, but for a single image: its filters are one set, and a plain convolution. Elsewhere
+        maps are converted, which costs more than many filters for few pixels do.
+        """
+        height, width = self.output_size(x)
+        several = not isinstance(x.shape[0], int) or x.shape[0] > 1  # torch.export for any batch: not an integer
+        at_home = dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+        return (several and at_home) or height * width <= 2 * self.weight.shape[1]
 
     def settings(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
         """Stride, padding, dilation and groups."""

@@ -19,7 +19,7 @@ from typing import Any
 from attn.config.scripts import positive
 from benchmarks import measure
 from benchmarks.measure import Contender
-from benchmarks.step import TIMM_SE
+from benchmarks.step import TIMM_SE, compiled
 
 FORMS = ("eager", "folded", "compiled", "frozen")
 
@@ -84,15 +84,10 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
 
 
 def formed(model: Any, form: str, images: Any) -> Callable[[Any], Any]:
-    import torch
-    import torch._dynamo.config
-
     import attn
 
     if form in ("folded", "frozen"):
         model = attn.fuse(model, images)
     if form in ("compiled", "frozen"):
-        # Every model counts as another form of the same code: the networks share their classes.
-        torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 256
-        return torch.compile(model, options={"freezing": form == "frozen"})
+        return compiled(model, {"freezing": form == "frozen"})
     return model

@@ -32,6 +32,7 @@ class Contender:
         wall, cpu: ratios of seconds, one per pair.
         seconds: wall seconds of each of its measurements.
         dropped: pairs in which other processes used the machine.
+        against: what it is compared with, itself one of those that take turns; None for the first of them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Contender:
     cpu: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     dropped: int = 0
+    against: Contender | None = None
 
 
 def add_options(parser: argparse.ArgumentParser, pairs: int = 9) -> None:
@@ -62,7 +64,7 @@ def compare(found: list[Contender], options: argparse.Namespace, title: str, war
     """Measures contenders and reports them: prints a table, writes `options.json` and `options.picture`.
 
     Args:
-        found: the first is the one that others are compared with.
+        found: the first is the one that others are compared with, unless they say otherwise (`against`).
         options: of `add_options`, and those of the measurement, which are stored with the result.
         title: of the picture.
         warmup: runs of each contender before the first pair.
@@ -77,7 +79,7 @@ def compare(found: list[Contender], options: argparse.Namespace, title: str, war
         write_atomically(options.json, json.dumps(result, indent=2) + "\n")
     if options.picture:
         draw(result, title, options.picture)
-    if any(not c.wall for c in found[1:]):
+    if any(not c.wall for c in rivals(found)):
         print("error: other processes used the machine all the time: every pair was dropped, see --others", file=sys.stderr)
         return 3
     return 0
@@ -85,7 +87,7 @@ def compare(found: list[Contender], options: argparse.Namespace, title: str, war
 
 def take_pairs(found: list[Contender], options: argparse.Namespace, warmup: int) -> None:
     """Fills in the ratios: pairs in turn, until every contender has `options.pairs` pairs, or has tried three times as many."""
-    first, *others = found
+    others = rivals(found)
     for contender in found:
         timed(contender.run, warmup)
     for turn in range(3 * options.pairs):
@@ -93,6 +95,7 @@ def take_pairs(found: list[Contender], options: argparse.Namespace, warmup: int)
         if not waiting:
             return
         for contender in waiting:
+            first = contender.against or found[0]
             order = [first, contender] if turn % 2 else [contender, first]
             gc.collect()
             busy, start = machine_busy(), time.perf_counter()
@@ -106,6 +109,12 @@ def take_pairs(found: list[Contender], options: argparse.Namespace, warmup: int)
             contender.cpu.append(times[contender.name][1] / times[first.name][1])
             for c in order:
                 c.seconds.append(times[c.name][0] / options.repeats)
+
+
+def rivals(found: list[Contender]) -> list[Contender]:
+    """Those that are compared with another."""
+    yardsticks = {id(c.against) for c in found} | {id(found[0])}
+    return [c for c in found if id(c) not in yardsticks]
 
 
 def timed(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -151,13 +160,18 @@ def report(found: list[Contender], options: argparse.Namespace) -> dict[str, Any
         "contenders": [
             {
                 "name": c.name,
+                "against": (c.against or found[0]).name,
                 "wall": quartiles(c.wall),
                 "cpu": quartiles(c.cpu),
                 "seconds": quartiles(c.seconds),
                 "pairs": len(c.wall),
                 "dropped": c.dropped,
                 **{f"{kind}_bytes": size for kind, size in c.memory.items()},
-                **{kind: size / found[0].memory[kind] for kind, size in c.memory.items() if found[0].memory.get(kind)},
+                **{
+                    kind: size / base[kind]
+                    for kind, size in c.memory.items()
+                    if (base := (c.against or found[0]).memory).get(kind)
+                },
             }
             for c in found
         ],
@@ -183,7 +197,7 @@ def as_text(result: dict[str, Any]) -> str:
         return "-".rjust(22) if values is None else f"{values[1]:.3f} [{values[0]:.3f}, {values[2]:.3f}]".rjust(22)
 
     rows = result["contenders"]
-    first, kinds, width = rows[0]["name"], memory_kinds(rows), max(len(c["name"]) for c in rows)
+    first, kinds, width = yardstick(rows), memory_kinds(rows), max(len(c["name"]) for c in rows)
     heads = [f"{kind} / {first}" for kind in kinds]
     lines = [
         "  ".join([" " * width, f"wall / {first}".rjust(22), f"CPU time / {first}".rjust(22), *heads, "pairs (dropped)"])
@@ -194,6 +208,12 @@ def as_text(result: dict[str, Any]) -> str:
             "  ".join([c["name"].ljust(width), cell(c["wall"]), cell(c["cpu"]), *memory, f"{c['pairs']} ({c['dropped']})"])
         )
     return "\n".join(lines)
+
+
+def yardstick(rows: list[dict[str, Any]]) -> str:
+    """The name of what all are compared with; where there are several, what their names have in common: the last word."""
+    names = {row["against"] for row in rows}
+    return rows[0]["against"] if len(names) == 1 else rows[0]["against"].split()[-1]
 
 
 def memory_kinds(rows: list[dict[str, Any]]) -> list[str]:
@@ -218,6 +238,6 @@ def draw(result: dict[str, Any], title: str, path: Path) -> None:
     axes.axvline(1.0, color="grey", linewidth=1)
     axes.set_yticks(range(len(rows)), [c["name"] for c in rows])
     axes.invert_yaxis()
-    axes.set(xlabel=f"ratio to {result['contenders'][0]['name']}", title=title)
+    axes.set(xlabel=f"ratio to {yardstick(result['contenders'])}", title=title)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -32,7 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive, default=16)
     parser.add_argument("--size", type=positive, default=128, help="side of the images in pixels (default 128)")
     parser.add_argument("--classes", type=positive, default=1000)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
+    parser.add_argument("--amp", choices=["bf16"], dest="dtype", default=argparse.SUPPRESS, help="the same as --dtype")
     parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
     measure.add_options(parser)
 
@@ -40,8 +42,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
+    check_device(options.device)
     torch.set_num_threads(options.threads)
-    return measure.compare(contenders(options), options, f"Training step, {options.backbone}")
+    return measure.compare(contenders(options), options, f"Training step, {options.backbone}, {options.device}")
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        ValueError: there is none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device=cuda: torch finds no GPU here; use --device cpu")
 
 
 def contenders(options: argparse.Namespace) -> list[Contender]:
@@ -64,22 +78,32 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
                 options.backbone, name, options.classes, kernels=form
             )
     layout = torch.channels_last if options.layout == "channels_last" else torch.contiguous_format
-    images = torch.randn(options.batch, 3, options.size, options.size).contiguous(memory_format=layout)
-    targets = torch.randint(options.classes, (options.batch,))
+    device, bf16 = torch.device(options.device), options.dtype == "bf16"
+    images = torch.randn(options.batch, 3, options.size, options.size).contiguous(memory_format=layout).to(device)
+    targets = torch.randint(options.classes, (options.batch,)).to(device)
     found = []
     for name, build in models.items():
         torch.manual_seed(0)
-        model = build().to(memory_format=layout).train()
+        model = build().to(device, memory_format=layout).train()
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-        step = training_step(model, optimizer, images, targets, options.dtype == "bf16")
+        step = training_step(model, optimizer, images, targets, bf16)
         step()  # the optimizer makes its state, which is not a step's memory
-        memory = {"kept": kept_bytes(model, images, options.dtype == "bf16"), "peak": peak_bytes(step)}
+        memory = {"kept": kept_bytes(model, images, bf16), "peak": peak_bytes(step, device)}
         found.append(Contender(name, step, memory))
         if options.compile:
-            step = training_step(torch.compile(model), optimizer, images, targets, options.dtype == "bf16")
+            step = training_step(compiled(model), optimizer, images, targets, bf16)
             step(), step()
-            found.append(Contender(f"{name} compiled", step, {"peak": peak_bytes(step)}))
+            found.append(Contender(f"{name} compiled", step, {"peak": peak_bytes(step, device)}))
     return found
+
+
+def compiled(function: Any, options: dict[str, Any] | None = None) -> Any:
+    """torch.compile of a model or function. Every model counts as another form of the same code: networks share their classes."""
+    import torch
+    import torch._dynamo.config
+
+    torch._dynamo.config.cache_size_limit = torch._dynamo.config.accumulated_cache_size_limit = 256
+    return torch.compile(function, options=options)
 
 
 def training_step(model: Any, optimizer: Any, images: Any, targets: Any, bf16: bool) -> Callable[[], Any]:
@@ -88,12 +112,21 @@ def training_step(model: Any, optimizer: Any, images: Any, targets: Any, bf16: b
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             loss = cross_entropy(model(images), targets)
         loss.backward()
         optimizer.step()
+        finish(images.device)
 
     return step
+
+
+def finish(device: Any) -> None:
+    """Waits until a device has done all that it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 @dataclass(eq=False)
@@ -115,17 +148,22 @@ def kept_bytes(model: Any, images: Any, bf16: bool) -> int:
         return holder
 
     context = torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor)
-    with context, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with context, torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         output = model(images)
     storages = {h.tensor.untyped_storage().data_ptr(): h.tensor.untyped_storage().nbytes() for h in alive}
     del output  # only now: it holds the graph
     return sum(size for address, size in storages.items() if address not in own)
 
 
-def peak_bytes(step: Callable[[], Any]) -> int:
-    """The most bytes that a step holds at once, beyond what is held when it starts; by torch's allocator."""
+def peak_bytes(step: Callable[[], Any], device: Any) -> int:
+    """The most bytes that a step holds at once on a device, beyond what is held when it starts; by torch's allocator."""
     import torch
 
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - held
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -225,6 +225,17 @@ def test_others_run_as_their_definition(conv: nn.Conv2d, options: dict, dtype: t
         assert torch.equal(ours, theirs)
 
 
+def test_the_definition_serves_where_it_is_quicker() -> None:
+    fused = layer(nn.Conv2d(16, 16, 3, padding=1))
+    small, large = torch.randn(2, 16, 5, 5), torch.randn(2, 16, 8, 8)  # 25 and 64 pixels for 16 channels
+    channels_last = large.contiguous(memory_format=torch.channels_last)
+    assert [fused.gains(x, torch.float32) for x in (small, large, channels_last)] == [True, False, True]
+    assert [fused.gains(x, torch.bfloat16) for x in (small, channels_last)] == [True, False]
+    assert not fused.gains(channels_last[:1], torch.float32)
+    for ours, theirs in zip(step(fused, large), step(plain(fused), large), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_network_counts_them_and_can_be_switched() -> None:
     net = attn.create_model("resnet18", "aw", 5, kernels="fused")
     assert fused_blocks(net, CPU, torch.float32) == (8, 16)
