@@ -100,6 +100,7 @@ def test_sigterm_to_torchrun(tmp_path: Path, uninterrupted: Reference) -> None:
     assert fingerprint(run_dir) == uninterrupted(2)
 
 
+@pytest.mark.slow
 def test_a_silent_rank_under_torchrun(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     arguments = ["1", "stop_in_step(4)", *TINY, f"run_dir={run_dir}", "dist_timeout=8"]

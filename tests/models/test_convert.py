@@ -253,6 +253,7 @@ TORCHVISION = ["resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mn
 TORCHVISION += ["mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "vit_b_16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_weights_give_torchvisions_outputs(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

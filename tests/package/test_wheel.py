@@ -18,7 +18,7 @@ from commands import NARROW, ROOT, patience
 import attn
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built by the project's own backend, which is installed: nothing is downloaded."""
     pytest.importorskip("hatchling", reason="needs hatchling: pip install 'attn[dev]'")
