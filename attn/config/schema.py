@@ -282,8 +282,8 @@ class Config:
     kernels: str = key(
         "reference",
         "how a block's channel gate is computed with the norm and activation next to it (ResNet, RegNet, MobileNet, "
-        "EfficientNet). reference: module by module; fused: as one CPU operator, which `python -m attn.build` builds; auto: "
-        "fused if it is built, else reference",
+        "EfficientNet), and AW's convolution. reference: module by module; fused: as one CPU operator, which "
+        "`python -m attn.build` builds; auto: fused if it is built, else reference",
         choices=("reference", "auto", "fused"),
     )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
