@@ -301,8 +301,8 @@ class Config:
     kernels: str = key(
         "reference",
         "how a block's channel gate is computed with the norm and activation next to it (ResNet, RegNet, MobileNet, "
-        "EfficientNet). reference: module by module; fused: as one operator, on the CPU in C++, which `python -m attn.build` "
-        "builds, on a GPU in Triton; auto: fused if the device has it here, else reference",
+        "EfficientNet), and AW's convolution. reference: module by module; fused: as one operator, on the CPU in C++, which "
+        "`python -m attn.build` builds, on a GPU in Triton; auto: fused if the device has it here, else reference",
         choices=("reference", "auto", "fused"),
     )
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")

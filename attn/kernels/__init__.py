@@ -5,6 +5,9 @@ map, and two back.
 any device and type. `cpu` is the same in C++ (cpu.cpp), for float32 and bfloat16 on the CPU, which `build` compiles in an
 explicit step, `python -m attn.kernels.build`. `cuda` is the same in Triton, for float32, float16 and bfloat16 on a GPU. `block`
 computes the gates of blocks with these operators, and with plain modules wherever they do not apply.
+
+`scaled_conv` is AW-convolution as one operator, in the same three forms: `scaled_conv_reference`, `scaled_conv_cpu` (scaled_conv.cpp),
+which is compiled with the other, and `cuda.scaled_conv`.
 """
 
 from __future__ import annotations

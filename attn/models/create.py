@@ -50,8 +50,9 @@ def create_model(
         num_classes: outputs of the classifier; 0 for none.
         features_only: return timm's `FeatureGetterNet`, which returns a list of feature maps.
         out_indices: which maps `features_only` returns; all by default.
-        kernels: how channel gates are computed with the norms next to them: `reference`, the modules one by one; `fused`, in
-            few passes over the map (`attn.kernels`) if the gate allows it; `auto`, fused on devices that have it here.
+        kernels: how channel gates are computed with the norms next to them, and AW's convolutions: `reference`, the modules one
+            by one; `fused`, in few passes over the map (`attn.kernels`) if the gate allows it; `auto`, fused on devices that
+            have it here.
             Parameter names and state dicts are the same, results are equal up to rounding.
         timm_kwargs: an option of a named attention by its name, as in `create_model("resnet18", "se", reduction=8)`; the
             others are passed to `timm.create_model` (`pretrained`, `in_chans`, `drop_path_rate`, `output_stride` ...).
