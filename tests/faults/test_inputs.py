@@ -192,7 +192,7 @@ SCRIPTS: dict[str, list[str]] = {
     "tables --paper foo": ["--paper", "'foo'", "ba_net"],
     "tables --paper ba_net --table 99": ["unknown table '99'"],
     "tables --runs {tmp}/none": ["--runs {tmp}/none", "no such directory"],
-    "benchmark": ["step|loop", "required"],
+    "benchmark": ["step|module|loop", "required"],
     "benchmark step --batch 0": ["--batch", "'0'", "greater than 0"],
     "benchmark step --attentions foo": ["unknown attention 'foo'"],
     "killtest --times 0": ["--times", "greater than 0"],
