@@ -8,7 +8,7 @@
 That is AW-convolution (arXiv 2108.08205) with its own choice of ratios. With a scale that does not depend on the input channel, y
 is a sum over the taps of scale[n, o, tap] * conv1x1(x shifted, weight[..., tap]), so no sample's filters need to be stored: only x,
 weight and scale are kept for the backward. `scaled_conv_reference` is the definition in plain PyTorch, `scaled_conv_cpu` the C++
-form. Second derivatives are not supported.
+form, `cuda.scaled_conv` that in Triton. Second derivatives are not supported.
 """
 
 from __future__ import annotations
@@ -21,13 +21,22 @@ import torch
 from torch import Tensor
 
 from attn.kernels import scaled_conv_cpu, scaled_conv_reference
+from attn.kernels.cuda import scaled_conv as scaled_conv_cuda
 from attn.kernels.ops import eager, shortened
 from attn.kernels.reference import memory_format
 
+# The quick form for a type of device.
+FORMS = {"cpu": scaled_conv_cpu, "cuda": scaled_conv_cuda}
+
 
 def form(x: Tensor, weight: Tensor, groups: int) -> ModuleType:
-    fused = x.device.type == "cpu" and scaled_conv_cpu.serves(x, weight, groups)
-    return scaled_conv_cpu if fused else scaled_conv_reference
+    found = FORMS.get(x.device.type)
+    return found if found is not None and found.serves(x, weight, groups) else scaled_conv_reference
+
+
+def has_form(device: torch.device, dtype: torch.dtype, weight: Tensor, groups: int) -> bool:
+    """Whether there is a quick form for maps of a type on a device, and for these filters, be it built or not."""
+    return device.type in FORMS and FORMS[device.type].takes(dtype, weight, groups)
 
 
 @torch.library.custom_op("attn::scaled_conv", mutates_args=())

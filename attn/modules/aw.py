@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Reading, Site, hidden_width, select
-from attn.kernels import scaled_conv, scaled_conv_cpu
+from attn.kernels import scaled_conv
 from attn.kernels.scaled_conv_reference import per_sample
 from attn.modules._layers import MapBatchNorm, bin_average, conv_settings
 
@@ -122,7 +122,11 @@ class AWConv2d(nn.Conv2d):
 
     def runs_fused(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether `attn.kernels.scaled_conv` computes it: `form=auto`, several taps, and 16 channels a group or a multiple of it."""
-        able = self.form == "auto" and self.forms[-1] == "taps" and scaled_conv_cpu.takes(dtype, self.weight, self.groups)
+        able = (
+            self.form == "auto"
+            and self.forms[-1] == "taps"
+            and scaled_conv.has_form(device, dtype, self.weight, self.groups)
+        )
         return able and device.type in self.fused_on
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,6 +149,8 @@ class AWConv2d(nn.Conv2d):
         In float32 and channels_last it is, but for a single image: its filters are one set, and a plain convolution. Elsewhere
         maps are converted, which costs more than many filters for few pixels do.
         """
+        if x.device.type != "cpu":
+            return True
         height, width = self.output_size(x)
         several = not isinstance(x.shape[0], int) or x.shape[0] > 1  # torch.export for any batch: not an integer
         at_home = dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)

@@ -103,7 +103,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("name", "backbone"),
-    [*((name, "resnet50") for name in ("se", "eca", "srm", "fca", "ba", "dca_se")), ("se", "mobilenetv3_small_050")],
+    [*((name, "resnet50") for name in ("se", "eca", "srm", "fca", "ba", "dca_se", "aw")), ("se", "mobilenetv3_small_050")],
 )
 def test_fused_blocks_are_their_modules(name: str, backbone: str) -> None:
     for amp in (None, torch.bfloat16, torch.float16):
