@@ -1,4 +1,4 @@
-"""From a checkpoint of the papers' authors, timm or torchvision to one of this project."""
+"""From a checkpoint of the papers' authors, timm or torchvision to one of this project, and from any of these to a start of fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from attn.config import command_line, groups, parse
 from attn.config.schema import Config
 from attn.errors import UserError, as_user_errors, reason
 from attn.models import convert
-from attn.models.convert.protocol import Architecture, differences
-from attn.runs import checkpoint, load
+from attn.models.convert.protocol import Architecture, differences, same
+from attn.runs import checkpoint, folder, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import sync_folder
 
+OWN = "attn"  # as a source: a checkpoint of this project
 WRAPPERS = ("state_dict", "model")  # where a training script puts the weights
 PREFIX = re.compile(r"^(?:module\.1\.|module\.|_orig_mod\.)")  # DataParallel (around half precision), torch.compile
 COUNTER = ".num_batches_tracked"  # which files older than torch 0.4.1 lack
@@ -101,6 +102,38 @@ def convert_file(source: str, arch: str, path: Path, out: Path, start: Sequence[
     origin = {"source": source, "arch": arch, "file": path.name, "sha256": digest(path), **content.said}
     if start:
         origin |= {"start": list(start), "new": report.new, "reshaped": report.reshaped, "missing": report.missing}
+    save(out, {"model": state, "config": parse.to_dict(config), "origin": origin})
+    return report
+
+
+def convert_own(path: str | Path, out: Path, start: Sequence[str], trust: Sequence[str] = ()) -> Report:
+    """Writes a start of fine-tuning with the weights of a checkpoint of this project, averaged ones where it holds them.
+
+    Args:
+        path: what `attn.load` takes.
+        out: the checkpoint to write; must not exist.
+        start: overrides as of train.py, at least one. Backbone, attention and data that they do not choose are the checkpoint's.
+        trust: modules of your own whose attentions the checkpoint may name.
+
+    Raises:
+        UserError: there are no overrides, they do not fit, the checkpoint is damaged, or `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or name another file")
+    if not start:
+        raise UserError(f"{path} is a checkpoint already: say what the new model has, as in data=cifar100")
+    content = folder.read(path)
+    own = load.trusted(load.load_config(content, path), trust, f"checkpoint {path}")
+    options = dict(own.backbone)
+    network = Architecture(str(options.pop("name")), "none", same, own.attention, asdict(own.data), options)
+    config = config_of(network, out.stem, start)
+    if not any(override.startswith("attention=") for override in start):
+        config = replace(config, attention_name=own.attention_name)
+    weights = load.pick_weights(content, None, path)
+    load.expect_finite(weights, path)
+    state, report = begin(config, weights, [])
+    origin = {"source": OWN, "file": Path(path).name, "start": list(start)}
+    origin |= {"new": report.new, "reshaped": report.reshaped, "missing": report.missing}
     save(out, {"model": state, "config": parse.to_dict(config), "origin": origin})
     return report
 

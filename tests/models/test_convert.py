@@ -21,12 +21,13 @@ from safetensors.torch import save_file
 from torchvision.models import regnet
 
 import attn
+from attn.config import parse
 from attn.distributed import launch
 from attn.errors import UserError
 from attn.models import convert
 from attn.runs import checkpoint, load
 from attn.runs.checkpoint import BadCheckpoint
-from attn.runs.convert import Report, config_of, convert_file
+from attn.runs.convert import Report, config_of, convert_file, convert_own, save
 from attn.training.setup import prepare
 from attn.training.stop_request import StopRequest
 
@@ -418,3 +419,24 @@ def test_training_begins_with_the_weights_of_a_start(tmp_path: Path) -> None:
     assert torch.equal(start["layer1.0.conv1.weight"], source.state_dict()["layer1.0.conv1.weight"])
     with pytest.raises(UserError, match="pretrained=true"):
         composed("init=out.pt", "pretrained=true")
+
+
+def test_a_checkpoint_is_a_start_for_other_classes_and_attentions(tmp_path: Path) -> None:
+    config = composed(*TINY, "attention=se", "attention.block.reduction=8")
+    state = load.build(config).state_dict()
+    save(tmp_path / "best.pt", {"model": state, "config": parse.to_dict(config)})
+    report = convert_own(tmp_path / "best.pt", tmp_path / "classes.pt", ["data.num_classes=7"])
+    content = checkpoint.read(tmp_path / "classes.pt")
+    assert (report.new, report.missing) == ([], [])
+    assert report.reshaped == ["fc.weight", "fc.bias"]
+    assert content["config"]["attention"] == parse.to_dict(config)["attention"]
+    assert content["config"]["attention_name"] == config.attention_name
+    assert {**content["config"]["data"], "num_classes": config.data.num_classes} == parse.to_dict(config)["data"]
+    assert all(torch.equal(content["model"][key], state[key]) for key in report.matched)
+    report = convert_own(tmp_path / "best.pt", tmp_path / "attention.pt", ["attention=eca"])
+    assert all(".se." in key for key in (*report.new, *report.missing, *report.reshaped))
+    assert checkpoint.read(tmp_path / "attention.pt")["config"]["attention_name"] == "eca"
+    for start, message in (([], "is a checkpoint already"), (["data.num_clases=7"], "num_classes")):
+        with pytest.raises(UserError, match=message):
+            convert_own(tmp_path / "best.pt", tmp_path / "none.pt", start)
+    assert not (tmp_path / "none.pt").exists()
