@@ -19,14 +19,16 @@ MARKS = {
     "a checkpoint of your own": r"\b(best|A|start|dca_se_resnet50)\.pt\b",
     "what you fill in": r"\b(KIND|CONFIG|HOST|NAME)\b",
     "several GPUs or a cluster": r"^torchrun .*--nproc-per-node=[48]|^sbatch",
+    "a GPU": r"^scripts/gpu_report\.sh$|-m cuda$",
     "a package index": r"^(uv )?pip install",
     "this repository's CI, which is the command": r"^make test$",
 }
 # Commands, and the tests that run them, in this form or a smaller one: fewer epochs, images or cells.
 RUN = {
     r"make quickstart": "test_evaluation_prints_what_training_printed",
-    r"make results|python scripts/results\.py (run|table) digits": "test_results_are_made_and_remade",
+    r"make results|python scripts/results\.py (run|table|figures) digits": "test_results_are_made_and_remade",
     r"python scripts/results\.py list": "test_the_studies_are_listed",
+    r"python scripts/results\.py readme": "test_the_readme_gives_the_published_results",
     r"python train\.py (--help|attention=ba --cfg job)": "test_help_and_config_need_no_training",
     r"python train\.py .*data=digits .*-m": "test_a_sweep_keeps_its_cells_apart",
     r"python eval\.py checkpoint=runs/": "test_evaluation_prints_what_training_printed",
@@ -43,6 +45,8 @@ RUN = {
     r"python scripts/analyse\.py \w+ checkpoint=runs/": "test_a_command_writes_picture_and_numbers",
     r"python scripts/report\.py": "test_the_script",
     r"python scripts/benchmark\.py step": "test_a_step_beside_the_plain_backbones",
+    r"python scripts/benchmark\.py module": "test_modules_beside_their_blocks",
+    r"scripts/gpu_report\.sh --dry-run": "test_its_commands_are_ones_that_its_tools_take",
     r"python scripts/benchmark\.py input": "test_the_input_beside_torchvisions",
     r"python scripts/benchmark\.py inference": "test_inference_beside_the_plain_backbone",
     r"python scripts/killtest\.py": "test_the_kill_test_kills_and_compares",
