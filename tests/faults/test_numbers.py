@@ -99,7 +99,8 @@ def test_a_nan_is_caught_at_the_save(tmp_path: Path, where: str) -> None:
     state.optimizer.step()
     ranks, data = Ranks(0, 1, torch.device("cpu")), evaluation_data(cfg.data)
     training = TrainData(data, 8, 1, 0, 0)
-    run = training_run.Run(cfg, tmp_path, ranks, StopRequest(), training, data, state, model, None, 9, StepLog(tmp_path))
+    log = StepLog(tmp_path)
+    run = training_run.Run(cfg, tmp_path, ranks, StopRequest(), training, data, state, model, None, None, 9, log)
     stopping.save(run)
     before = (tmp_path / "last.pt").read_bytes()
     if where == "optimizer":
