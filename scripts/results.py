@@ -74,6 +74,8 @@ def finish_detector(folder: Path) -> int:
 
     rows = runs.epochs(folder)
     if not rows:
+        again = "it was ended after its last epoch, before its test; remove the folder, and the run is made again"
+        print(f"error: {folder} holds no scores: {again}", file=sys.stderr)
         return 1
     write_atomically(folder / METRICS, "".join(to_json(row) + "\n" for row in rows))
     (folder / directory.DONE).touch()
