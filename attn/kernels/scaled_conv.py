@@ -13,7 +13,6 @@ form, `cuda.scaled_conv` that in Triton. Second derivatives are not supported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from attn.kernels import scaled_conv_cpu, scaled_conv_reference
 from attn.kernels.cuda import scaled_conv as scaled_conv_cuda
-from attn.kernels.ops import eager, shortened
+from attn.kernels.ops import eager, operator, shortened
 from attn.kernels.reference import memory_format
 
 # The quick form for a type of device.
@@ -39,76 +38,39 @@ def has_form(device: torch.device, dtype: torch.dtype, weight: Tensor, groups: i
     return device.type in FORMS and FORMS[device.type].takes(dtype, weight, groups)
 
 
-@torch.library.custom_op("attn::scaled_conv", mutates_args=())
-def scaled_conv(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """See the docstring of this file."""
-    return convolved(x, weight, scale, stride, padding, dilation, groups)
+def convolved(x: Tensor, weight: Tensor, scale: Tensor, *settings: Any) -> Tensor:
+    """What the operator computes; settings are stride, padding, dilation and groups."""
+    return form(x, weight, settings[-1]).scaled_conv(x, weight, scale, *settings)
 
 
-def convolved(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    return form(x, weight, groups).scaled_conv(x, weight, scale, stride, padding, dilation, groups)
+def gradients(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x (empty if `with_input` is false), weight and scale; settings are those of `convolved` and `with_input`."""
+    return form(x, weight, settings[-2]).scaled_conv_backward(grad, x, weight, scale, *settings)
+
+
+# See the docstring of this file.
+scaled_conv = operator(
+    "scaled_conv",
+    "(Tensor x, Tensor weight, Tensor scale, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor",
+    convolved,
+)
+scaled_conv_backward = operator(
+    "scaled_conv_backward",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor scale, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, "
+    "bool with_input) -> (Tensor dx, Tensor dweight, Tensor dscale)",
+    gradients,
+)
 
 
 @scaled_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, scale: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Tensor:
     size = scaled_conv_cpu.output_size(x, weight, stride, padding, dilation)
     return torch.empty_like(x.new_empty(x.shape[0], weight.shape[0], *size), memory_format=memory_format(x))
 
 
-@torch.library.custom_op("attn::scaled_conv_backward", mutates_args=())
-def scaled_conv_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    with_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x (empty if `with_input` is false), weight and scale."""
-    settings = (stride, padding, dilation, groups, with_input)
-    return form(x, weight, groups).scaled_conv_backward(grad, x, weight, scale, *settings)
-
-
 @scaled_conv_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    with_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx = torch.empty_like(x, memory_format=memory_format(x)) if with_input else x.new_empty(0)
+def _(grad: Any, x: Tensor, weight: Tensor, scale: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=memory_format(x)) if settings[-1] else x.new_empty(0)
     return dx, torch.empty_like(weight, memory_format=memory_format(weight)), scale.new_empty(scale.shape)
 
 
