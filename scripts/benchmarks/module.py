@@ -229,12 +229,15 @@ class Timed:
         other.forward = compiled(self.forward)
         return other
 
+    def zero_grad(self) -> None:
+        for tensor in (*self.maps, *self.parameters):
+            tensor.grad = None
+
     def __call__(self) -> None:
         import torch
 
         device = self.maps[0].device
-        for tensor in (*self.maps, *self.parameters):
-            tensor.grad = None
+        self.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             out = self.forward(*self.maps)
         if self.grad is None:
@@ -260,6 +263,8 @@ def in_a_row(row: str, runs: dict[str, list[Timed]], options: argparse.Namespace
                 taken = [timed.compiled() for timed in taken]
             run = in_turn(taken)
             run()  # what is made once is no part of the memory, nor of the time
+            for timed in taken:
+                timed.zero_grad()
             memory = {"peak": peak_bytes(run, taken[0].maps[0].device)}
             contender = Contender(f"{row} x{len(found)} {name}{form}", run, memory)
             first = first or contender

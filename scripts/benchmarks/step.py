@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,14 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         step = training_step(model, optimizer, images, targets, bf16)
         step()  # the optimizer makes its state, which is not a step's memory
-        memory = {"kept": kept_bytes(model, images, bf16), "peak": peak_bytes(step, device)}
+        memory = {"kept": kept_bytes(model, images, bf16)}
+        optimizer.zero_grad(set_to_none=True)  # a step's gradients are its own
+        memory["peak"] = peak_bytes(step, device)
         found.append(Contender(name, step, memory))
         if options.compile:
             step = training_step(compiled(model), optimizer, images, targets, bf16)
             step(), step()
+            optimizer.zero_grad(set_to_none=True)
             found.append(Contender(f"{name} compiled", step, {"peak": peak_bytes(step, device)}))
     return found
 
@@ -158,6 +161,7 @@ def kept_bytes(model: Any, images: Any, bf16: bool) -> int:
 def peak_bytes(step: Callable[[], Any], device: Any) -> int:
     """The most bytes that a step holds at once on a device, beyond what is held when it starts; by torch's allocator."""
     import torch
+    from torch._C._profiler import _EventType
 
     if device.type == "cuda":
         held = torch.cuda.memory_allocated()
@@ -166,9 +170,22 @@ def peak_bytes(step: Callable[[], Any], device: Any) -> int:
         return torch.cuda.max_memory_allocated() - held
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [
+        e for e in tree(profile.profiler.kineto_results.experimental_event_tree()) if e.typed[0] == _EventType.Allocation
+    ]
     held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
+    alive: dict[int, int] = {}
+    for event in sorted(events, key=lambda e: e.start_time_ns):
+        address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+        # The profiler goes by addresses, from one profile to the next: it may report the end of an older block, with the size of another.
+        size = -alive.pop(address, 0) if size < 0 else alive.setdefault(address, size)
+        held += size
         peak = max(peak, held)
     return peak
+
+
+def tree(events: Iterable[Any]) -> Iterator[Any]:
+    """The profiler's events and all below them."""
+    for event in events:
+        yield event
+        yield from tree(event.children)
