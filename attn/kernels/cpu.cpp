@@ -153,6 +153,7 @@ struct Shape {
 
 constexpr Index kRun = 64;    // pixels whose sums are kept in float (NHWC)
 constexpr Index kSpan = 64;   // values that each lane sums in float (NCHW)
+constexpr Index kBlock = 128;  // channels of a thread's turn in `each_row`
 
 // Pixels of a sample are cut into parts, so that a small batch keeps all threads busy.
 inline Index parts_of(const Shape& s) { return s.n >= 8 ? 1 : std::min<Index>(8, (s.pixels + kRun - 1) / kRun); }
@@ -238,17 +239,22 @@ void each(const Shape& s, double* sums, const Body& shared) {
     float* run = scratch.data();
     double* total = parts > 1 ? partial.data() + item * c : sums + row;
     const Index apart = parts > 1 ? items * c : rows;
-    for (int j = 0; j < K; ++j) std::fill_n(total + j * apart, c, 0.0);
     const Index begin = s.pixels * part / parts, end = s.pixels * (part + 1) / parts;
     for (Index start = begin; start < end; start += kRun) {
       const Index stop = std::min(end, start + kRun);
       // One pixel at a time: more side by side would disturb the processor's prefetching.
       for (Index p = start; p < stop; ++p) add_channels<K>(c, (n * s.pixels + p) * c, row, run, body);
-      for (int j = 0; j < K; ++j)
-        for (Index i = 0; i < c; ++i) {
-          total[j * apart + i] += run[j * c + i];
-          run[j * c + i] = 0.f;
+      for (int j = 0; j < K; ++j) {
+        double* sum = total + j * apart;
+        float* of_run = run + j * c;
+        if (start == begin) {
+#pragma omp simd
+          for (Index i = 0; i < c; ++i) sum[i] = of_run[i], of_run[i] = 0.f;
+        } else {
+#pragma omp simd
+          for (Index i = 0; i < c; ++i) sum[i] += of_run[i], of_run[i] = 0.f;
         }
+      }
     }
   }
   if (parts == 1) return;
@@ -259,6 +265,22 @@ void each(const Shape& s, double* sums, const Body& shared) {
         for (Index part = 0; part < parts; ++part) sum += partial[(j * items + n * parts + part) * c + i];
         sums[j * rows + n * c + i] = sum;
       }
+}
+
+// Calls body(k, i) for each (sample, channel): its number and its channel. A thread has a block of channels with all their
+// samples, in order; so a body may add to what is kept by channel.
+template <class Body>
+void each_row(const Shape& s, const Body& shared) {
+  const int threads = s.rows() < (1 << 12) ? 1 : s.threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (Index first = 0; first < s.c; first += kBlock) {
+    const Body body = shared;
+    const Index stop = std::min(s.c, first + kBlock);
+    for (Index n = 0; n < s.n; ++n) {
+#pragma omp simd
+      for (Index i = first; i < stop; ++i) body(n * s.c + i, i);
+    }
+  }
 }
 
 // The rows of `norm` [5, C]: norm(y) = (y - centre) * scale + bias, scale = weight * inverse; the batch's unbiased variance.
@@ -286,11 +308,12 @@ std::vector<double> basis_sums(const Shape& s, const float* basis) {
 template <class T>
 void moments(const T* y, const Shape& s, const float* basis, std::vector<double>& mean, std::vector<double>& variance,
              std::vector<double>& weighted) {
-  const Index rows = s.rows();
+  const Index rows = s.rows(), pixels = s.pixels;
   std::vector<float> origins(rows);
+  float* origin = origins.data();
   // Sums of differences from the first pixel: those of the values lose the variance where the mean is large.
-  for (Index k = 0; k < rows; ++k) origins[k] = load<float>(&y[s.nhwc ? k / s.c * s.pixels * s.c + k % s.c : k * s.pixels]);
-  const float* origin = origins.data();
+  if (s.nhwc) each_row(s, [=](Index k, Index i) INLINED { origin[k] = load<float>(y + (k - i) * pixels + i); });
+  else each_row(s, [=](Index k, Index) INLINED { origin[k] = load<float>(y + k * pixels); });
   std::vector<double> sums((basis ? 3 : 2) * rows);
   if (basis)
     each<3>(s, sums.data(), [=](auto l, Index at, Index k, Index i, auto* v) INLINED {
@@ -302,33 +325,35 @@ void moments(const T* y, const Shape& s, const float* basis, std::vector<double>
       const auto d = l.map(y, at) - l.vector(origin, k);
       v[0] = d, v[1] = d * d;
     });
-  for (Index k = 0; k < rows; ++k) {
-    const double shifted = sums[k] / s.pixels, found = sums[rows + k] / s.pixels - shifted * shifted;
-    mean[k] = origin[k] + shifted;
-    variance[k] = found < 0 ? 0 : found;  // a NaN passes
-  }
+  const double *sum = sums.data(), share = 1.0 / pixels;
+  double *means = mean.data(), *variances = variance.data(), *targets = weighted.data();
+  each_row(s, [=](Index k, Index) INLINED {
+    const double shifted = sum[k] * share, found = sum[rows + k] * share - shifted * shifted;
+    means[k] = origin[k] + shifted;
+    variances[k] = found < 0 ? 0 : found;  // a NaN passes
+  });
   if (!basis) return;
-  const std::vector<double> total = basis_sums(s, basis);
-  for (Index k = 0; k < rows; ++k) weighted[k] = sums[2 * rows + k] + origin[k] * total[k % s.c];
+  const std::vector<double> totals = basis_sums(s, basis);
+  const double* total = totals.data();
+  each_row(s, [=](Index k, Index i) INLINED { targets[k] = sum[2 * rows + k] + origin[k] * total[i]; });
 }
 
 // Fills `norm` from the batch's moments, or with running statistics (not null) from these.
 void normalise(const Shape& s, const std::vector<double>& mean, const std::vector<double>& variance, const float* weight,
                const float* bias, const float* running_mean, const float* running_var, double eps, Norm norm) {
-  const double count = static_cast<double>(s.n) * s.pixels;
+  const double count = static_cast<double>(s.n) * s.pixels, share = 1.0 / s.n;
+  std::vector<double> centres(s.c), spreads(s.c);
+  double *centre_of = centres.data(), *spread_of = spreads.data();
+  if (!running_mean) {
+    const double *means = mean.data(), *variances = variance.data();
+    each_row(s, [=](Index k, Index i) INLINED { centre_of[i] += means[k] * share; });
+    each_row(s, [=](Index k, Index i) INLINED {
+      const double off = means[k] - centre_of[i];
+      spread_of[i] += (variances[k] + off * off) * share;
+    });
+  }
   for (Index i = 0; i < s.c; ++i) {
-    double centre = 0, spread = 0;
-    if (running_mean) {
-      centre = running_mean[i], spread = running_var[i];
-    } else {
-      for (Index n = 0; n < s.n; ++n) centre += mean[n * s.c + i];
-      centre /= s.n;
-      for (Index n = 0; n < s.n; ++n) {
-        const double off = mean[n * s.c + i] - centre;
-        spread += variance[n * s.c + i] + off * off;
-      }
-      spread /= s.n;
-    }
+    const double centre = running_mean ? running_mean[i] : centre_of[i], spread = running_mean ? running_var[i] : spread_of[i];
     const double inverse = 1 / std::sqrt(spread + eps);
     norm.centre[i] = static_cast<float>(centre);
     norm.inverse[i] = static_cast<float>(inverse);
@@ -348,17 +373,21 @@ void squeeze(const T* y, const Shape& s, const float* weight, const float* bias,
   moments(y, s, act ? nullptr : basis, means, variances, weighted);
   normalise(s, means, variances, weight, bias, running_mean, running_var, eps, norm);
   if (!act) {
-    const std::vector<double> total = basis_sums(s, basis);
-    for (Index k = 0; k < count; ++k) {
-      const Index i = k % s.c;
-      const double off = means[k] - norm.centre[i], scale = norm.scale[i];
-      const double sum = basis ? weighted[k] - norm.centre[i] * total[i] : off;
-      mean[k] = static_cast<float>(sum * scale + total[i] * norm.bias[i]);
-      variance[k] = static_cast<float>(variances[k] * scale * scale);
+    const std::vector<double> totals = basis_sums(s, basis);
+    const double *total = totals.data(), *found = means.data(), *spread = variances.data(), *by_basis = weighted.data();
+    each_row(s, [=](Index k, Index i) INLINED {
+      const double off = found[k] - norm.centre[i], scale = norm.scale[i];
+      mean[k] = static_cast<float>(off * scale + norm.bias[i]);
+      variance[k] = static_cast<float>(spread[k] * scale * scale);
       raw[k] = static_cast<float>(off);
-      raw[count + k] = static_cast<float>(variances[k]);
-      if (basis) raw[2 * count + k] = static_cast<float>(sum);
-    }
+      raw[count + k] = static_cast<float>(spread[k]);
+    });
+    if (basis)
+      each_row(s, [=](Index k, Index i) INLINED {
+        const double sum = by_basis[k] - norm.centre[i] * total[i];
+        mean[k] = static_cast<float>(sum * norm.scale[i] + total[i] * norm.bias[i]);
+        raw[2 * count + k] = static_cast<float>(sum);
+      });
     return;
   }
   std::vector<double> sums(count);
@@ -389,10 +418,10 @@ void scale(const T* y, const Shape& s, const float* rows, const float* weights, 
   }
   std::vector<float> products(2 * s.rows());
   float *factor = products.data(), *shift = factor + s.rows();
-  for (Index k = 0; k < s.rows(); ++k) {
-    factor[k] = norm.scale[k % s.c] * weights[k];
-    shift[k] = norm.bias[k % s.c] * weights[k];
-  }
+  each_row(s, [=](Index k, Index i) INLINED {
+    factor[k] = norm.scale[i] * weights[k];
+    shift[k] = norm.bias[i] * weights[k];
+  });
   const float* centre = norm.centre;
   if (shortcut && relu)
     each<0>(s, nullptr, [=](auto l, Index at, Index k, Index i, auto*) INLINED {
@@ -418,7 +447,7 @@ void scale_backward(const T* grad, const T* out, const T* y, const Shape& s, con
                     const float* basis, Index act, bool relu, T* masked, float* link, float* dweights) {
   const Norm norm(const_cast<float*>(rows), s.c);
   const Index count = s.rows();
-  std::vector<double> sums(5 * count);
+  std::vector<double> sums((act ? 5 : 2) * count);
   if (!act) {
     const float* centre = norm.centre;
     if (relu)
@@ -446,12 +475,20 @@ void scale_backward(const T* grad, const T* out, const T* y, const Shape& s, con
       });
     });
   }
-  for (Index k = 0; k < count; ++k) {
-    link[k] = weights[k];
-    for (Index j = 0; j < 4; ++j) link[(j + 1) * count + k] = static_cast<float>(sums[j * count + k]);
-    dweights[k] = static_cast<float>(act ? sums[4 * count + k]
-                                         : sums[count + k] * norm.scale[k % s.c] + sums[k] * norm.bias[k % s.c]);
-  }
+  const double* sum = sums.data();
+  std::copy_n(weights, count, link);
+  if (act)
+    each_row(s, [=](Index k, Index) INLINED {
+      UNROLLED for (Index j = 0; j < 4; ++j) link[(j + 1) * count + k] = static_cast<float>(sum[j * count + k]);
+      dweights[k] = static_cast<float>(sum[4 * count + k]);
+    });
+  else
+    each_row(s, [=](Index k, Index i) INLINED {
+      link[3 * count + k] = link[4 * count + k] = 0.f;
+      link[count + k] = static_cast<float>(sum[k]);
+      link[2 * count + k] = static_cast<float>(sum[count + k]);
+      dweights[k] = static_cast<float>(sum[count + k] * norm.scale[i] + sum[k] * norm.bias[i]);
+    });
 }
 
 // dy = (m * factor + share * basis) * act'(norm(y)) * scale + offset + slope * (y - centre); factor, share, slope, offset [N, C].
@@ -495,25 +532,41 @@ void squeeze_backward(const T* m, const float* link, const T* y, const Shape& s,
   const Norm norm(const_cast<float*>(rows), s.c);
   const Index c = s.c, count = s.rows();
   const float *weights = link, *g0 = link + count, *g1 = g0 + count, *a0 = g1 + count, *a1 = a0 + count;
-  const std::vector<double> basis_total = act ? std::vector<double>(c) : basis_sums(s, basis);
-  std::vector<double> total(2 * c), offset(c), slope(c);
-  for (Index k = 0; k < count; ++k) {
-    const Index i = k % c;
-    const double w = weights[k], e = dmean[k];
-    total[i] += w * g0[k] + e * (act ? a0[k] : basis_total[i]);
-    total[c + i] += w * g1[k] + e * (act ? a1[k] : raw[(basis ? 2 : 0) * count + k]);
-    if (!act) total[c + i] += 2.0 * dvar[k] * norm.scale[i] * raw[count + k];
-  }
-  through_statistics(s, total, norm, training, dweight, dbias, offset, slope);
-  std::vector<float> share(count), offsets(count), slopes(count);
-  for (Index k = 0; k < count; ++k) {
-    const Index i = k % c;
-    const double own = act ? 0.0 : 2.0 * dvar[k] * norm.scale[i] * norm.scale[i] / s.pixels;
-    share[k] = basis ? dmean[k] : dmean[k] / static_cast<float>(s.pixels);
-    slopes[k] = static_cast<float>(slope[i] + own);
-    offsets[k] = static_cast<float>(offset[i] - (act ? 0.0 : own * raw[k]));
-  }
-  backward(m, y, s, norm, weights, share.data(), basis, offsets.data(), slopes.data(), act, dy);
+  const std::vector<double> basis_totals = act ? std::vector<double>(c) : basis_sums(s, basis);
+  std::vector<double> totals(2 * c), offset(c), slope(c);
+  const double* basis_total = basis_totals.data();
+  double* total = totals.data();
+  if (act)
+    each_row(s, [=](Index k, Index i) INLINED {
+      const double w = weights[k], e = dmean[k];
+      total[i] += w * g0[k] + e * a0[k];
+      total[c + i] += w * g1[k] + e * a1[k];
+    });
+  else
+    each_row(s, [=, by_mean = raw + (basis ? 2 : 0) * count](Index k, Index i) INLINED {
+      const double w = weights[k], e = dmean[k];
+      total[i] += w * g0[k] + e * basis_total[i];
+      total[c + i] += w * g1[k] + e * by_mean[k] + 2.0 * dvar[k] * norm.scale[i] * raw[count + k];
+    });
+  through_statistics(s, totals, norm, training, dweight, dbias, offset, slope);
+  std::vector<float> rest(3 * count);
+  float *share = rest.data(), *offsets = share + count, *slopes = offsets + count;
+  const float part = basis ? 1.f : 1.f / static_cast<float>(s.pixels);
+  const double twice = 2.0 / s.pixels, *offset_of = offset.data(), *slope_of = slope.data();
+  if (act)
+    each_row(s, [=](Index k, Index i) INLINED {
+      share[k] = dmean[k] * part;
+      slopes[k] = static_cast<float>(slope_of[i]);
+      offsets[k] = static_cast<float>(offset_of[i]);
+    });
+  else
+    each_row(s, [=](Index k, Index i) INLINED {
+      const double own = twice * dvar[k] * norm.scale[i] * norm.scale[i];
+      share[k] = dmean[k] * part;
+      slopes[k] = static_cast<float>(slope_of[i] + own);
+      offsets[k] = static_cast<float>(offset_of[i] - own * raw[k]);
+    });
+  backward(m, y, s, norm, weights, share, basis, offsets, slopes, act, dy);
 }
 
 template <class T>
@@ -545,11 +598,11 @@ void norm_act_backward(const T* grad, const float* grad_pooled, const T* y, cons
                        Index act, T* dy, float* dweight, float* dbias) {
   const Norm norm(const_cast<float*>(rows), s.c);
   const Index c = s.c, count = s.rows();
-  std::vector<float> shares(count), ones(count, 1.f), offsets(count), slopes(count);
-  if (grad_pooled)
-    for (Index k = 0; k < count; ++k) shares[k] = grad_pooled[k] / static_cast<float>(s.pixels);
-  const float* share = shares.data();
-  std::vector<double> sums(2 * count), total(2 * c), offset(c), slope(c);
+  std::vector<float> shares(count), ones(count, 1.f), rest(2 * count);
+  float *share = shares.data(), *offsets = rest.data(), *slopes = offsets + count;
+  const float part = 1.f / static_cast<float>(s.pixels);
+  if (grad_pooled) each_row(s, [=](Index k, Index) INLINED { share[k] = grad_pooled[k] * part; });
+  std::vector<double> sums(2 * count), totals(2 * c), offset(c), slope(c);
   with_act(act, [&](auto kind) {
     using Act = decltype(kind);
     each<2>(s, sums.data(), [=](auto l, Index at, Index k, Index i, auto* v) INLINED {
@@ -558,16 +611,18 @@ void norm_act_backward(const T* grad, const float* grad_pooled, const T* y, cons
       v[0] = dz, v[1] = dz * off;
     });
   });
-  for (Index k = 0; k < count; ++k) {
-    total[k % c] += sums[k];
-    total[c + k % c] += sums[count + k];
-  }
-  through_statistics(s, total, norm, training, dweight, dbias, offset, slope);
-  for (Index k = 0; k < count; ++k) {
-    offsets[k] = static_cast<float>(offset[k % c]);
-    slopes[k] = static_cast<float>(slope[k % c]);
-  }
-  backward(grad, y, s, norm, ones.data(), share, nullptr, offsets.data(), slopes.data(), act, dy);
+  const double *sum = sums.data(), *offset_of = offset.data(), *slope_of = slope.data();
+  double* total = totals.data();
+  each_row(s, [=](Index k, Index i) INLINED {
+    total[i] += sum[k];
+    total[c + i] += sum[count + k];
+  });
+  through_statistics(s, totals, norm, training, dweight, dbias, offset, slope);
+  each_row(s, [=](Index k, Index i) INLINED {
+    offsets[k] = static_cast<float>(offset_of[i]);
+    slopes[k] = static_cast<float>(slope_of[i]);
+  });
+  backward(grad, y, s, norm, ones.data(), share, nullptr, offsets, slopes, act, dy);
 }
 
 // Calls `run` with a null pointer of the map's type.

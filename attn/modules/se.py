@@ -1,10 +1,10 @@
 """Squeeze-and-Excitation. Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018."""
 
 from timm.layers import make_divisible
-from torch import Tensor, nn
+from torch import Tensor
 
 from attn.attention import Gate, Site, hidden_width
-from attn.modules._layers import activation
+from attn.modules._layers import VectorConv2d, activation
 
 
 class SE(Gate):
@@ -41,10 +41,9 @@ class SE(Gate):
             raise ValueError(f"SE: divisor={divisor} must be 1 or more")
         hidden = hidden_width(site.width, reduction, "SE")
         hidden = hidden if divisor == 1 else make_divisible(hidden, divisor)
-        self.fc1 = nn.Conv2d(site.width, hidden, 1, bias=bias)
-        self.fc2 = nn.Conv2d(hidden, site.width, 1, bias=bias)
+        self.fc1 = VectorConv2d(site.width, hidden, bias)
+        self.fc2 = VectorConv2d(hidden, site.width, bias)
         self.gate = activation(gate, "SE: gate")()
 
     def excite(self, z: Tensor) -> Tensor:
-        z = self.fc1(z[:, :, None, None]).relu()
-        return self.gate(self.fc2(z)).flatten(1)
+        return self.gate(self.fc2(self.fc1(z).relu()))

@@ -493,7 +493,7 @@ def test_the_script_says_which_convention_it_prints(
 ) -> None:
     assert run_script(script, monkeypatch, "--paper", "dcanet", "--table", "2a", "--format", form) == 0
     printed = capsys.readouterr().out
-    convention = "4.131 ptflops" if form == "text" else "FLOPs are counted as `ptflops`."
+    convention = "4.130 ptflops" if form == "text" else "FLOPs are counted as `ptflops`."
     for text in ("4 rows: 4 equal", "ptflops", convention, "python train.py backbone=resnet50 attention=dca_se"):
         assert text in printed
 
