@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# One more than cores: launchers and killed runs spend a third of their tests' time waiting.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() + 1))')
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable
 
 .PHONY: quickstart test quick lint docs results format clean
@@ -19,10 +21,10 @@ quickstart: .venv/.core
 	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits-quick/seed0/best.pt
 
 quick: .venv/.core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' --ignore tests/faults --ignore tests/detection
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow' --ignore tests/faults --ignore tests/detection
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/.all
 	$(BIN)/ruff check .
