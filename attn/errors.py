@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +42,8 @@ def as_user_errors() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The message of another library's error in one line; for an assertion without a message, its condition."""
-    text = " ".join(str(error).split())
+    """The message of another library's error in one line, without colours; for an assertion without a message, its condition."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     if isinstance(error, AssertionError) and not text:
         frames = traceback.extract_tb(error.__traceback__)
         return f"it expects {(frames[-1].line or '').removeprefix('assert ')}" if frames else "an assertion failed"

@@ -136,4 +136,4 @@ def gated(
     else:
         weights = gate.excite(gate.squeeze(y))
     weights = weights[:, :, None, None].to(y.dtype)
-    return torch.addcmul(shortcut, y, weights, out=y if in_place else None), state
+    return (torch.addcmul(shortcut, y, weights, out=y) if in_place else shortcut + y * weights), state

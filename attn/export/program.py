@@ -19,8 +19,7 @@ from attn.export.about import FILE, KEY
 
 BATCHES = (1, 3, 8)  # with which a file is checked that takes any batch
 TOLERANCE = 1e-4
-
-
+LIMIT = 1024  # images in a batch, where torch.export requires a limit
 LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.utils._pytree", "torch.utils.cpp_extension")
 
 
@@ -46,17 +45,22 @@ def program(model: nn.Module, images: Tensor, any_batch: bool) -> torch.export.E
     Args:
         model: takes images [N, C, H, W].
         images: an example, of two images or more if `any_batch`: with one, the number would be taken for a constant.
-        any_batch: whether N may be any number; else it is that of the example.
+        any_batch: whether N may be any number (with older versions of torch, up to `LIMIT`); else it is that of the example.
 
     Raises:
         UserError: torch.export cannot follow it.
     """
-    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
-    try:
-        with quietly(), torch.no_grad():
-            return torch.export.export(model, (images,), dynamic_shapes=shapes)
-    except Exception as error:  # as many kinds as there are reasons
-        raise UserError(f"torch.export cannot follow this network: {reason(error)[:300]}") from error
+    # torch 2.6 refuses a size without an upper limit.
+    sizes = [torch.export.Dim("batch"), torch.export.Dim("batch", max=LIMIT)] if any_batch else [None]
+    first: Exception | None = None
+    for size in sizes:
+        try:
+            with quietly(), torch.no_grad():
+                return torch.export.export(model, (images,), dynamic_shapes=None if size is None else ({0: size},))
+        except Exception as error:  # as many kinds as there are reasons
+            first = first or error
+    assert first is not None
+    raise UserError(f"torch.export cannot follow this network: {reason(first)[:300]}") from first
 
 
 def write_pt2(exported: torch.export.ExportedProgram, about: str, path: Path) -> None:

@@ -62,7 +62,10 @@ class Compiled:
             signature[parameter.name] = types[value.dtype if isinstance(value, torch.Tensor) else type(value)]
             if isinstance(value, torch.Tensor) or (free and type(value) is int and value % 16 == 0):
                 aligned[(i,)] = [["tt.divisibility", 16]]
-        source = ASTSource(kernel, signature, constexprs=fixed, attrs=aligned)
+        try:
+            source = ASTSource(kernel, signature, constexprs=fixed, attrs=aligned)
+        except TypeError:  # before Triton 3.3
+            pytest.skip("this Triton describes kernels in another way")
         built = triton.compile(source, target=GPUTarget("cuda", self.capability, 32), options=options)
         self.ptx[kernel.__name__] = built.asm["ptx"]
 
