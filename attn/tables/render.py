@@ -124,10 +124,10 @@ def _legend() -> str:
         "config tests with, 1000 proposals and 100 masks; BA-Net's remarks say how its detectors were counted."
     )
     lines.append(
-        "- Where a row has several forms, the network's name ends with the form. The first is the form that the paper prints; "
-        "the others follow it with commands of their own: `equations` in BA2M is its equations with the literal softmax, "
-        "`equations` in DCANet its printed join and recipe, `every-second` in AW-convolution what its text says of MobileNet. "
-        "Forms of one name in one table are comparable."
+        "- Where a row has several forms, the network's name ends with the form. The first is the form that the paper "
+        "prints; the others follow it with commands of their own: `equations` in BA2M is its equations with the literal"
+        " softmax, `equations` in DCANet its printed join and recipe, `every-second` in AW-convolution what its text "
+        "says of MobileNet. Forms of one name in one table are comparable."
     )
     lines.append("- FLOPs are in 1e9 per image; params in 1e6, with Mi in 2^20. Nothing is run to count them.")
     lines.append(

@@ -1,4 +1,4 @@
-"""Every command that README and docs print is run by a test, or shows what of the reader's own it needs (CONTRIBUTING, Habits)."""
+"""Every command that README and docs print is run by a test, or shows what of the reader's own it needs (CONTRIBUTING)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from test_doc_commands import ALL
 
 from attn.models.convert import SOURCES
 
-# What a command shows if it needs something that no test has. README (Start) and CONTRIBUTING (Habits) tell the reader the same.
+# What a command shows if it needs something that no test has. README and CONTRIBUTING tell the reader the same.
 MARKS = {
     "images of your own": r"(=|\s)/(data|fast|other)/|\bimages='?photos",
     "ImageNet, where no data= is said": r"^(torchrun .*|python )train\.py (?!.*\b(data=|--help|--cfg))",
