@@ -1,6 +1,6 @@
 """torch.hub: `torch.hub.load("PATH or OWNER/REPOSITORY", "ba_resnet50", num_classes=10)`.
 
-One entry per pairing, `ATTENTION_BACKBONE` as in timm's registry (`attn.timm`), and three for the rest.
+One entry per pairing, `ATTENTION_BACKBONE` as in timm's registry (`attn.timm`), and two for all others: `create_model` and `load_checkpoint`.
 """
 
 dependencies = ["torch", "timm", "hydra", "omegaconf"]

@@ -38,7 +38,11 @@ def parser(description: str) -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="overrides of the config, such as model.backbone.attention=ba",
     )
-    made.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], help="pytorch under torchrun by default")
+    made.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        help="how the ranks are started (default: pytorch under torchrun, else none)",
+    )
     made.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return made
 

@@ -12,7 +12,7 @@ def main() -> None:
     parser = cli.parser(__doc__ or "")
     parser.add_argument("checkpoint", help="what train.py saved, such as work_dirs/NAME/epoch_12.pth")
     parser.add_argument("--show-dir", help="draw detections beside the annotations, into this folder of the work directory")
-    parser.add_argument("--show-score", type=float, default=0.3, help="least score of a drawn detection")
+    parser.add_argument("--show-score", type=float, default=0.3, help="least score of a drawn detection (default 0.3)")
     args = parser.parse_args()
     cfg = cli.load(args)
     cfg.load_from = args.checkpoint

@@ -164,14 +164,14 @@ def label_points(panel: Any, rows: list[Row], gap: float) -> None:
 def main() -> int:
     parser = scripts.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders with runs in or below them, such as runs")
-    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of the table (default text)")
     parser.add_argument("--picture", type=Path, help="also draw top-1 over parameters, to this file")
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="MODULE",
-        help="module of your own that runs may name; it is imported",
+        help="module of your own that runs may name, which is then imported; may be given again",
     )
     options = parser.parse_args()
     try:

@@ -96,9 +96,9 @@ def killed_at(cfg: Config, ranks: int, step: int, delay: float, output: Path) ->
 
 def main() -> int:
     parser = scripts.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=positive, default=20, help="kill points")
-    parser.add_argument("--ranks", type=positive, default=1)
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the kill points")
+    parser.add_argument("--times", type=positive, default=20, help="kill points (default 20)")
+    parser.add_argument("--ranks", type=positive, default=1, help="processes that train together (default 1)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the kill points (default 0)")
     parser.add_argument("overrides", nargs="*", help="for train.py")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="killtest-"))

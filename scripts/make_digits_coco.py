@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=480, help="training scenes (default %(default)s)")
     parser.add_argument("--val", type=int, default=120, help="held-out scenes (default %(default)s)")
     parser.add_argument("--size", type=int, default=96, help="pixels of a side (default %(default)s)")
-    parser.add_argument("--seed", type=not_negative, default=0)
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the scenes (default 0)")
     parser.add_argument("--force", action="store_true", help="replace the folder if it is there")
     args = parser.parse_args()
     if args.train < 2 or args.val < 1 or args.size < 64:

@@ -148,7 +148,13 @@ def main() -> int:
         metavar="REQUIREMENT",
         help="install this, too, as in torch==2.6.0",
     )
-    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="PATH", help="what to run")
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        default=TESTS,
+        metavar="PATH",
+        help="what to run (default: the tests that use other packages most)",
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there")
     args = parser.parse_args()
     outcomes = []

@@ -141,8 +141,10 @@ def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of names; all mutants by default")
-    parser.add_argument("--check", action="store_true", help="run no test")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of a mutant")
+    parser.add_argument(
+        "--check", action="store_true", help="run no test, only look whether every mutant still fits the code"
+    )
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of a mutant (default 300)")
     args = parser.parse_args()
 
     mutants = [mutant for mutant in load() if not args.names or mutant.name.startswith(tuple(args.names))]

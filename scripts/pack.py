@@ -1,5 +1,6 @@
-"""Writes a packed copy of a data set, which data=packed reads: `python scripts/pack.py OUT data=imagenet
-data.root=/data/imagenet`.
+"""Writes a packed copy of a data set, which data=packed reads.
+
+    python scripts/pack.py /fast/imagenet data=imagenet data.root=/data/imagenet
 
 By default it holds the original files: training gives the same bits, from few large files instead of many small ones. With
 --side larger images are resized first, which saves most of the decoding. It can be interrupted; the same command continues.
@@ -28,12 +29,12 @@ from attn.errors import UserError, as_user_errors
 
 
 def main() -> int:
-    parser = scripts.Parser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the copy; each split becomes a folder in it")
     parser.add_argument("data", nargs="*", help="the data set, as for train.py: data=NAME data.KEY=VALUE ...")
     parser.add_argument("--side", type=positive, help="shorter side of larger images in pixels; default: the original files")
     parser.add_argument("--quality", type=positive, help="JPEG quality of resized images (default 90)")
-    parser.add_argument("--split", choices=["both", "train", "val"], default="both")
+    parser.add_argument("--split", choices=["both", "train", "val"], default="both", help="what to pack (default both)")
     parser.add_argument("--per-shard", type=positive, default=4096, help="images in a shard (default 4096)")
     parser.add_argument("--workers", type=not_negative, default=4, help="processes (default 4); 0: none but this one")
     options = parser.parse_intermixed_args()

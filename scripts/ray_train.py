@@ -1,5 +1,6 @@
-"""Trains on the workers of a Ray cluster: `python scripts/ray_train.py --workers 8 --gpu attention=ba
-run_dir=/shared/runs/ba`.
+"""Trains on the workers of a Ray cluster.
+
+    python scripts/ray_train.py --workers 8 --gpu attention=ba run_dir=/shared/runs/ba
 
 Ray places the workers and starts them again when a node dies; on each, attn's own training runs as it does under torchrun,
 and continues from the last checkpoint of `run_dir`, which all nodes have to share.
@@ -7,6 +8,7 @@ and continues from the last checkpoint of `run_dir`, which all nodes have to sha
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import subprocess
@@ -31,11 +33,11 @@ def train(config: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = scripts.Parser(description=__doc__.splitlines()[0])
+    parser = scripts.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=positive, default=2, help="ranks in the whole cluster (default 2)")
-    parser.add_argument("--gpu", action="store_true", help="a GPU for each")
+    parser.add_argument("--gpu", action="store_true", help="one GPU for each rank")
     parser.add_argument(
-        "--failures", type=int, default=3, help="how often all are started again after one has died (default 3)"
+        "--failures", type=int, default=3, help="how often all ranks are started again after one has died (default 3)"
     )
     parser.add_argument("overrides", nargs="*", help="for train.py")
     options = parser.parse_args()

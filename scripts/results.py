@@ -181,7 +181,13 @@ def main() -> int:
             command.add_argument("--methods", type=lambda text: text.split(","), help="some of the methods, as in none,se")
             command.add_argument("--seeds", type=seeds_of, help="some of the seeds, as in 0,1")
         else:
-            command.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="(default: docs/results)")
+            command.add_argument(
+                "--out",
+                type=Path,
+                default=RESULTS,
+                metavar="DIR",
+                help="where the page and its files are written (default: docs/results)",
+            )
     args = parser.parse_args()
     if args.command == "list":
         for study in map(studies.load, studies.names()):

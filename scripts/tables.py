@@ -44,10 +44,12 @@ def detector_tools(
 
 def main() -> int:
     parser = scripts.Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--paper", choices=tables.papers())
-    parser.add_argument("--table", help="as the paper numbers it: 1, 2e, XII")
-    parser.add_argument("--computed", action="store_true", help="sizes that follow from released code alone (BA-Net v2)")
-    parser.add_argument("--format", choices=("text", "md", "json"), default="text")
+    parser.add_argument("--paper", choices=tables.papers(), help="only the rows of this paper")
+    parser.add_argument("--table", help="only this table, as the paper numbers it: 1, 2e, XII")
+    parser.add_argument(
+        "--computed", action="store_true", help="instead, sizes that follow from released code alone (BA-Net v2)"
+    )
+    parser.add_argument("--format", choices=("text", "md", "json"), default="text", help="of the output (default text)")
     parser.add_argument(
         "--runs",
         type=Path,

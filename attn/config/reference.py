@@ -25,7 +25,8 @@ def help_text(command: str, schema: type, composed: str = "", width: int = 110) 
         width: of a line, in characters.
     """
     header = yaml.safe_load((groups.config_dir() / f"{command}.yaml").read_text())["hydra"]["help"]["header"]
-    lines = [header, *(["Groups: choose one of each, as in attention=ba"] if GROUP_OF[command] else [])]
+    example = "attention=ba" if "attention" in GROUP_OF[command] else "data=digits"
+    lines = [header.rstrip(), *(["", f"Groups: choose one of each, as in {example}"] if GROUP_OF[command] else [])]
     for group in GROUP_OF[command]:
         lines += [
             f"  {group}",

@@ -46,8 +46,8 @@ def pages(results: list[Result]) -> dict[str, str]:
     index = [(f"[{choice('papers', paper)['title']}](tables/{paper}.md)", summary(group)) for paper, group in papers.items()]
     lines = [
         "# The papers' tables",
-        "Every row of the papers' tables: what it prints, and what its network has here. Made by"
-        " `python scripts/tables.py --write docs`; `--runs DIR` adds what runs reached.",
+        "Every row of the papers' tables: the printed numbers, and those of its network here. Made by"
+        " `python scripts/tables.py --write docs`; `--runs DIR` adds the scores of runs.",
         f"**{summary(results)}.**",
         "\n".join(markdown_lines([("paper", "rows"), *index])),
         "## How to read them",
@@ -124,14 +124,14 @@ def _legend() -> str:
         "config tests with, 1000 proposals and 100 masks; BA-Net's remarks say how its detectors were counted."
     )
     lines.append(
-        "- Where several forms of a row exist, the network's name ends with the form. The row's own has what is printed; "
-        "the others follow it with commands of their own: `equations` of BA2M is its equations with the literal softmax, "
-        "`equations` of DCANet its printed join and recipe, `every-second` of AW-convolution its text about MobileNet. The "
-        "forms of one name in one table are comparable."
+        "- Where a row has several forms, the network's name ends with the form. The first is the form that the paper "
+        "prints; the others follow it with commands of their own: `equations` in BA2M is its equations with the literal"
+        " softmax, `equations` in DCANet its printed join and recipe, `every-second` in AW-convolution what its text "
+        "says of MobileNet. Forms of one name in one table are comparable."
     )
     lines.append("- FLOPs are in 1e9 per image; params in 1e6, with Mi in 2^20. Nothing is run to count them.")
     lines.append(
-        "- The verdict `equal` means: to the printed digit, in params and, where the table prints them, in FLOPs. "
+        "- The verdict `equal` means equal to the printed digit, in params and, where the table prints them, in FLOPs. "
         "`explained`: the printed number does not follow from the paper's definition, and the row says why."
     )
     return "\n".join(lines)

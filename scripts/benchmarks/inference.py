@@ -25,13 +25,18 @@ FORMS = ("eager", "folded", "compiled", "frozen")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--backbone", default="resnet50", help="name of the backbone (default resnet50)")
     parser.add_argument("--attentions", type=names, default=["se", "ba"], help="with commas; empty for none (default se,ba)")
     parser.add_argument("--forms", type=forms, default=list(FORMS), help=f"some of {','.join(FORMS)} (default all)")
     parser.add_argument("--no-timm", action="store_true", help="without timm's squeeze-and-excitation")
-    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--batch", type=positive, default=16, help="images per batch (default 16)")
     parser.add_argument("--size", type=positive, default=224, help="side of the images in pixels (default 224)")
-    parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
+    parser.add_argument(
+        "--layout",
+        choices=["channels_last", "contiguous"],
+        default="channels_last",
+        help="of the maps in memory (default channels_last)",
+    )
     measure.add_options(parser)
 
 

@@ -26,7 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluation", action="store_true", help="test images instead of training images")
     parser.add_argument("--images", type=positive, default=128, help="JPEG files (default 128)")
-    parser.add_argument("--batch", type=positive, default=32)
+    parser.add_argument("--batch", type=positive, default=32, help="images per batch (default 32)")
     parser.add_argument("--channels-last", action="store_true", help="batches of attn in this layout")
     measure.add_options(parser)
 

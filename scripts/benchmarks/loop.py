@@ -20,14 +20,19 @@ from benchmarks.measure import Contender
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--attention", default="none")
-    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--backbone", default="resnet50", help="name of the backbone (default resnet50)")
+    parser.add_argument("--attention", default="none", help="name of the attention (default none)")
+    parser.add_argument("--batch", type=positive, default=16, help="images per batch (default 16)")
     parser.add_argument("--size", type=positive, default=128, help="side of the images in pixels (default 128)")
     parser.add_argument("--steps", type=positive, default=2, help="steps per measurement (default 2)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default cpu)")
     parser.add_argument("--amp", choices=["bf16", "fp16"], help="autocast, in all of them")
-    parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
+    parser.add_argument(
+        "--layout",
+        choices=["channels_last", "contiguous"],
+        default="channels_last",
+        help="of the maps in memory (default channels_last)",
+    )
     measure.add_options(parser)
 
 

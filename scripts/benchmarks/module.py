@@ -1,7 +1,7 @@
 """Every attention alone, forward and backward, beside what it is attached to: what it costs of its block, not of the network.
 
-A row is a slot, the size of the map there (channels@side, in front of a stride /2), how many of the network's blocks have it, and the
-contender; `plain` is the same without attention. Rows `all` are all blocks one after the other.
+A row is a slot, the size of the map there (channels@side, of a convolution's input; /2 is its stride), how many of the network's blocks
+have it, and the contender; `plain` is the same without attention. Rows `all` are all blocks one after the other.
 
     conv   the convolution, with its norm and activation if the attention brings its own: AW, SK, AA, SASA, EA
     block  the end of the block: last convolution, norm, attention, shortcut, ReLU
@@ -35,11 +35,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", type=shape, help="only this map, as CHANNELS,SIDE, in place of the network's stages")
     parser.add_argument("--only-all", action="store_true", help="only the rows of all blocks together")
     parser.add_argument("--compile", action="store_true", help="also torch.compile each contender")
-    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--batch", type=positive, default=16, help="images per batch (default 16)")
     parser.add_argument("--size", type=positive, default=128, help="side of the images in pixels (default 128)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default cpu)")
     parser.add_argument("--amp", choices=["bf16"], help="autocast")
-    parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
+    parser.add_argument(
+        "--layout",
+        choices=["channels_last", "contiguous"],
+        default="channels_last",
+        help="of the maps in memory (default channels_last)",
+    )
     measure.add_options(parser, pairs=5)
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("until", choices=["command", "cell"])
+    parser.add_argument("until", choices=["command", "cell"], help="what is timed")
     parser.add_argument("--backbone", default="resnet50", help="of the cell (default resnet50)")
     measure.add_options(parser)
 

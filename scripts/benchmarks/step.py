@@ -20,8 +20,13 @@ TIMM_SE = {"resnet18": "seresnet18", "resnet34": "seresnet34", "resnet50": "sere
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--attentions", type=lambda text: text.split(","), default=["se", "eca", "ba", "dca_se"])
+    parser.add_argument("--backbone", default="resnet50", help="name of the backbone (default resnet50)")
+    parser.add_argument(
+        "--attentions",
+        type=lambda text: text.split(","),
+        default=["se", "eca", "ba", "dca_se"],
+        help="with commas (default se,eca,ba,dca_se)",
+    )
     parser.add_argument(
         "--forms",
         type=lambda text: text.split(","),
@@ -29,13 +34,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="forms of each attention (default reference,fused)",
     )
     parser.add_argument("--compile", action="store_true", help="also torch.compile each contender: minutes per model")
-    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--batch", type=positive, default=16, help="images per batch (default 16)")
     parser.add_argument("--size", type=positive, default=128, help="side of the images in pixels (default 128)")
-    parser.add_argument("--classes", type=positive, default=1000)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
+    parser.add_argument("--classes", type=positive, default=1000, help="of the classifier (default 1000)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default cpu)")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast (default fp32)")
     parser.add_argument("--amp", choices=["bf16"], dest="dtype", default=argparse.SUPPRESS, help="the same as --dtype")
-    parser.add_argument("--layout", choices=["channels_last", "contiguous"], default="channels_last")
+    parser.add_argument(
+        "--layout",
+        choices=["channels_last", "contiguous"],
+        default="channels_last",
+        help="of the maps in memory (default channels_last)",
+    )
     measure.add_options(parser)
 
 

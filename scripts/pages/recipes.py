@@ -13,6 +13,20 @@ from attn.tabulate import markdown_lines
 from attn.training.optim import learning_rate
 
 STEPS = 20  # per epoch, enough for a smooth curve
+USUAL = "backbone=resnet50 attention=ba"
+# What a recipe was made for, where that is not the usual pairing on ImageNet.
+EXAMPLES = {
+    "aw": "backbone=resnet50 attention=aw",
+    "ba2m_cifar100": "backbone=cifar_resnet50 attention=ba2m data=cifar100",
+    "ba2m_imagenet": "backbone=resnet50 attention=ba2m",
+    "ba_net_efficientnet": "backbone=efficientnet_b0 attention=ba",
+    "ba_v2": "backbone=resnet50 attention=ba_v2",
+    "dcanet_mobile": "backbone=mobilenetv2_100 attention=dca_se",
+    "dcanet_mobile_paper": "backbone=mobilenetv2_100 attention=dca_se",
+    "dcanet_resnet": "backbone=resnet50 attention=dca_se",
+    "dcanet_resnet_paper": "backbone=resnet50 attention=dca_se",
+    "quick": "backbone=resnet18 attention=ba data=digits",
+}
 
 
 def table() -> str:
@@ -28,7 +42,7 @@ def table() -> str:
         parts += [
             f"## {name}",
             remark,
-            f"```bash\npython train.py backbone=resnet50 attention=ba schedule={name}\n```",
+            f"```bash\npython train.py {EXAMPLES.get(name, USUAL)} schedule={name}\n```",
             f"![Learning rate of the recipe {name} over its epochs](images/schedule_{name}.svg)",
             "\n".join(markdown_lines(rows)),
         ]

@@ -65,11 +65,12 @@ def _files(root: Path) -> dict[PurePosixPath, PurePosixPath]:
 
 
 def _page(text: str, old: PurePosixPath, new: PurePosixPath, moved: dict[str, str]) -> str:
-    for name, make in GENERATED.items():
+    text = markup.relink(text, old, new, moved)
+    for name, make in GENERATED.items():  # their links are those of the site already
         mark = f"<!-- generated: {name} -->"
         if mark in text:
             text = text.replace(mark, make())
-    return markup.typeset(markup.relink(text, old, new, moved))
+    return markup.typeset(text)
 
 
 def _configuration(root: Path) -> str:

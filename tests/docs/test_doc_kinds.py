@@ -1,4 +1,4 @@
-"""Every command that README and docs print is run by a test, or shows what of the reader's own it needs (README, Start)."""
+"""Every command that README and docs print is run by a test, or shows what of the reader's own it needs (CONTRIBUTING)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from test_doc_commands import ALL
 
 from attn.models.convert import SOURCES
 
-# What a command shows if it needs something that no test has. README's section Start tells the reader the same.
+# What a command shows if it needs something that no test has. README and CONTRIBUTING tell the reader the same.
 MARKS = {
     "images of your own": r"(=|\s)/(data|fast|other)/|\bimages='?photos",
     "ImageNet, where no data= is said": r"^(torchrun .*|python )train\.py (?!.*\b(data=|--help|--cfg))",
@@ -44,6 +44,7 @@ RUN = {
     r"python scripts/analyse\.py batch": "test_error_by_batch_size",
     r"python scripts/analyse\.py \w+ checkpoint=runs/": "test_a_command_writes_picture_and_numbers",
     r"python scripts/report\.py": "test_the_script",
+    r"python scripts/compare\.py runs$": "test_files_of_another_shape_in_a_run_cost_the_others_nothing",
     r"python scripts/benchmark\.py step": "test_a_step_beside_the_plain_backbones",
     r"python scripts/benchmark\.py module": "test_modules_beside_their_blocks",
     r"scripts/gpu_report\.sh --dry-run": "test_its_commands_are_ones_that_its_tools_take",

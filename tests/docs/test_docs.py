@@ -11,12 +11,14 @@ from pathlib import Path, PurePosixPath
 import nbformat
 import pytest
 import yaml
-from commands import ROOT, call, patience
+from commands import ROOT, call, composed, patience
 from nbclient import NotebookClient
 from omegaconf import ListConfig, OmegaConf
 
+from attn.config import groups
+
 sys.path.insert(0, str(ROOT / "scripts"))
-from pages import attentions, figure, markup, site
+from pages import attentions, figure, markup, recipes, site
 
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if ".venv" not in path.parts)
 
@@ -78,6 +80,24 @@ def _mappings(node: object) -> Iterator[list[str]]:
     elif isinstance(node, list):
         for child in node:
             yield from _mappings(child)
+
+
+@pytest.mark.parametrize("name", groups.names("schedule"))
+def test_the_command_of_a_recipe_is_one_that_train_takes(name: str) -> None:
+    command = next(line for line in recipes.table().splitlines() if line.endswith(f" schedule={name}"))
+    composed(*command.removeprefix("python train.py ").split())
+    assert name in recipes.EXAMPLES or recipes.USUAL in command
+
+
+def test_examples_are_of_recipes_that_exist() -> None:
+    assert set(recipes.EXAMPLES) <= set(groups.names("schedule"))
+
+
+def test_a_generated_page_keeps_its_pictures() -> None:
+    old, new = PurePosixPath("docs/recipes.md"), PurePosixPath("recipes.md")
+    page = site._page((ROOT / old).read_text(), old, new, {str(old): str(new)})
+    shown = re.findall(r"!\[[^\]]+\]\((\S+)\)", page)
+    assert shown == [f"images/schedule_{name}.svg" for name in groups.names("schedule")]
 
 
 def test_arguments_are_read_from_the_docstring() -> None:
