@@ -26,6 +26,7 @@ from attn.errors import UserError, reason
 from attn.evaluation.evaluate import autocast
 from attn.runs import folder, load
 from attn.runs.files import write_atomically
+from attn.runs.outputs import expect_older
 
 Transform = Callable[[Image.Image], Tensor]
 Source = str | os.PathLike[str] | Image.Image
@@ -239,8 +240,7 @@ def run(request: Request) -> int:
         UserError: checkpoint, images or output are missing or do not fit; before any work.
     """
     output = Path(request.out).expanduser()
-    if not output.parent.is_dir():
-        raise UserError(f"out={output}: there is no folder {output.parent}")
+    older = expect_older(output, "out=", "image,label1,", "CSV file of predictions")
     images = find_images(request.images)
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     path = Path(request.checkpoint).expanduser()
@@ -260,7 +260,8 @@ def run(request: Request) -> int:
             write_atomically(output, as_csv(found))
         except OSError as error:
             raise UserError(f"out={output} cannot be written: {error.strerror}") from None
-        console.say(f"saved the likeliest {len(found[0].labels)} classes of {len(found)} images in {output}")
+        replaced = ", in place of older predictions" if older else ""
+        console.say(f"saved the likeliest {len(found[0].labels)} classes of {len(found)} images in {output}{replaced}")
     if unreadable:
         console.say(f"{unreadable} of {len(images)} files could not be read and are left out")
     if len(found) == 1:
