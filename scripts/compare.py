@@ -171,6 +171,8 @@ def main() -> int:
         if options.picture:
             picture(rows).savefig(options.picture, dpi=120)
             print(f"saved {options.picture}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # a reader that closes the pipe is no error: `scripts.run`
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     return 0

@@ -72,6 +72,8 @@ def main() -> int:
             console.warn(line)
         write_atomically(out, page)
         print(f"{'replaced' if older else 'saved'} {out} ({len(page.encode()) / 1e6:.2f} MB)")
+    except BrokenPipeError:
+        raise  # a reader that closes the pipe is no error: `scripts.run`
     except OSError as error:
         raise UserError(str(error)) from error
     return 0
