@@ -44,6 +44,10 @@ def register(backbone: str, attention: str) -> str:
     Raises:
         ValueError: there is no such backbone or attention, or timm has a network of this name.
     """
+    if not isinstance(backbone, str) or not isinstance(attention, str):
+        raise ValueError(
+            f"backbone={backbone!r} and attention={attention!r} must be names, as in register('resnet26d', 'ba')"
+        )
     name = f"{attention}_{backbone}"
     if name in default_cfgs:
         return name

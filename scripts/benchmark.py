@@ -12,6 +12,7 @@ from importlib import import_module
 
 from attn.config import scripts
 from attn.errors import as_user_errors
+from attn.runs.outputs import expect_older, expect_picture
 
 COMMANDS = ("step", "module", "loop", "input", "inference", "startup")
 
@@ -30,6 +31,10 @@ def main() -> int:
         module.add_options(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args()
+    if getattr(options, "json", None):
+        expect_older(options.json, "--json ", "{", "JSON file")
+    if getattr(options, "picture", None):
+        expect_picture(options.picture)
     with as_user_errors():
         return options.run(options)
 

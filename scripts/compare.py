@@ -22,6 +22,7 @@ from attn.errors import UserError
 from attn.report.runs import Result as Result
 from attn.report.runs import Row, find, gain, spread, table
 from attn.runs.files import to_json
+from attn.runs.outputs import expect_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,23 +88,6 @@ def as_json(rows: list[Row]) -> str:
 
 
 FORMATS: dict[str, Callable[[list[Row]], str]] = {"text": as_text, "md": as_markdown, "json": as_json}
-
-
-def check_picture(path: Path) -> None:
-    """Checks, before any work, that a picture can be written there.
-
-    Raises:
-        UserError: it is a folder, in none, or of no kind that can be drawn.
-    """
-    from matplotlib.figure import Figure
-
-    if path.is_dir():
-        raise UserError(f"--picture {path} is a folder; name a file in it, such as {path / 'compare.png'}")
-    if not path.parent.is_dir():
-        raise UserError(f"--picture {path}: there is no folder {path.parent}")
-    kinds = sorted(Figure().canvas.get_supported_filetypes())
-    if path.suffix.lower().removeprefix(".") not in kinds:
-        raise UserError(f"--picture {path}: the name must end in .png or another of {', '.join(kinds)}")
 
 
 LINE = 0.2  # inches between two labels
@@ -176,7 +160,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.picture:
-            check_picture(options.picture)
+            expect_picture(options.picture)
         results, left_out = find(options.runs, options.trust)
         for folder, reason in left_out:
             console.warn(f"{folder} is left out: {reason}")
@@ -187,6 +171,8 @@ def main() -> int:
         if options.picture:
             picture(rows).savefig(options.picture, dpi=120)
             print(f"saved {options.picture}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # a reader that closes the pipe is no error: `scripts.run`
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     return 0

@@ -15,6 +15,7 @@ from attn import console
 from attn.config import scripts
 from attn.errors import UserError
 from attn.runs.files import write_atomically
+from attn.runs.outputs import expect_older
 
 KEYS = ("out", "figures", "trust")
 
@@ -27,7 +28,7 @@ def parse(arguments: list[str]) -> tuple[list[Path], dict[str, str]]:
     """
     parser = scripts.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUNS", help="folders with runs in or below them, such as runs")
-    parser.add_argument("out", nargs="?", metavar="out=report.html", help="the page; it is replaced if it is there")
+    parser.add_argument("out", nargs="?", metavar="out=report.html", help="the page; an older page is replaced")
     parser.add_argument(
         "figures", nargs="?", metavar="figures=FOLDER", help="also show all PNG and SVG pictures of this folder"
     )
@@ -58,10 +59,7 @@ def main() -> int:
     try:
         folders, keys = parse(sys.argv[1:])
         out = Path(keys.get("out", "report.html")).expanduser()
-        if out.is_dir():
-            raise UserError(f"out={out} is a folder; name a file in it, such as {out / 'report.html'}")
-        if not out.parent.is_dir():
-            raise UserError(f"out={out}: there is no folder {out.parent}")
+        older = expect_older(out, "out=", "<!doctype html>", "HTML page")
         missing = [folder for folder in folders if not folder.is_dir()]
         if missing:
             raise UserError(f"{missing[0]}: no such folder")
@@ -73,15 +71,13 @@ def main() -> int:
         for line in left_out:
             console.warn(line)
         write_atomically(out, page)
-        print(f"saved {out} ({len(page.encode()) / 1e6:.2f} MB)")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        print(f"{'replaced' if older else 'saved'} {out} ({len(page.encode()) / 1e6:.2f} MB)")
+    except BrokenPipeError:
+        raise  # a reader that closes the pipe is no error: `scripts.run`
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    scripts.run(main)

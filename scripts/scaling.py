@@ -71,7 +71,7 @@ def gradient_bytes(overrides: list[str]) -> int:
     command = [sys.executable, "train.py", "data=fake", *overrides, "--cfg", "job", "--resolve"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(done.stderr.rstrip())
+        raise UserError(done.stderr.rstrip().removeprefix("error: "))
     import torch
     from omegaconf import OmegaConf
 

@@ -140,3 +140,10 @@ def test_inference_beside_the_plain_backbone(in_process: Command, tmp_path: Path
     assert rows == [f"{net} {form}" for net in ("plain", "timm se", "se") for form in ("eager", "folded")]
     assert "choose from eager, folded, compiled, frozen" in in_process([*command, "--forms=fast"]).stderr
     assert in_process([*command, "--attentions=nonsense"]).stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "nan"])
+def test_a_share_that_would_drop_every_pair_is_refused(value: str, in_process) -> None:
+    done = in_process(["scripts/benchmark.py", "step", "--others", value])
+    assert done.returncode == 2
+    assert f"--others: '{value}' must be a number from 0 to 1" in done.stderr

@@ -33,7 +33,10 @@ from attn.models.spec import locate
 from attn.runs import folder, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import to_json, write_atomically
+from attn.runs.outputs import expect_older, expect_place
 from attn.tabulate import text_lines
+
+KIND = "CSV file of predictions of eval.py"
 
 
 def run(request: Request) -> Scores:
@@ -43,6 +46,8 @@ def run(request: Request) -> Scores:
         UserError: checkpoint or data are missing or do not fit.
     """
     path = Path(os.path.expanduser(request.checkpoint))
+    if request.predictions is not None:
+        expect_older(Path(request.predictions).expanduser(), "predictions=", "index,image,label,", KIND)
     content = folder.read(path)
     trained = load.load_config(content, path)
     cfg = with_data(trained, request.data)
@@ -131,8 +136,9 @@ def expect_free(output: Path, asked: dict[str, Any]) -> None:
     """Checks, before any work, that the scores of another evaluation would not be replaced.
 
     Raises:
-        UserError: the file holds another evaluation, or none; names what differs.
+        UserError: the file holds another evaluation, or none, or cannot be written; names what differs.
     """
+    expect_place(output, "output=")
     if not output.exists():
         return
     try:
@@ -251,11 +257,12 @@ def _write_predictions(path: Path, scores: Scores, names: Sequence[str] | None, 
         for guess, chance in zip(guesses, chances, strict=True):
             line += [guess, called(guess), f"{chance:.6f}"]
         writer.writerow(line)
+    replaced = ", in place of older predictions" if path.exists() else ""
     try:
         write_atomically(path, text.getvalue())
     except OSError as error:
         raise UserError(f"predictions={path} cannot be written: {error.strerror}") from None
-    console.say(f"saved what it says of {len(found.labels)} images in {path}")
+    console.say(f"saved what it says of {len(found.labels)} images in {path}{replaced}")
 
 
 def _report(

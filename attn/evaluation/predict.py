@@ -26,6 +26,7 @@ from attn.errors import UserError, reason
 from attn.evaluation.evaluate import autocast
 from attn.runs import folder, load
 from attn.runs.files import write_atomically
+from attn.runs.outputs import expect_older
 
 Transform = Callable[[Image.Image], Tensor]
 Source = str | os.PathLike[str] | Image.Image
@@ -92,6 +93,12 @@ def predict(
         raise ValueError(f"topk={topk} must be 1 or more")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers={workers} must be 0 or more, or None")
+    if transform is not None and not callable(transform):
+        raise ValueError(f"transform={transform!r} must be a function from an RGB image of Pillow to a tensor [3, H, W]")
+    if not isinstance(model, (nn.Module, str, os.PathLike)):
+        raise ValueError(f"model={model!r} must be a model or the path of a checkpoint")
     found = find_images(images)
     if isinstance(model, nn.Module):
         if transform is None:
@@ -103,6 +110,9 @@ def predict(
         network = _Network(model, transform, classes, _device_of(model), None, False)
     else:
         network = _of_checkpoint(Path(model).expanduser(), transform, classes, device, ema, trust)
+    outputs = getattr(network.model, "num_classes", None)
+    if classes is not None and outputs and len(classes) != outputs:
+        raise ValueError(f"classes= has {len(classes)} names; expected {outputs}, one for each output of the model")
     return _predictions(network, found, topk, batch_size, workers)
 
 
@@ -130,7 +140,7 @@ def _of_checkpoint(
     ema: bool | None,
     trust: str | Collection[str],
 ) -> _Network:
-    where = pick_device(device) if device in ("auto", "cpu", "cuda") else torch.device(device)
+    where = pick_device(device) if device in ("auto", "cpu", "cuda") else load.device_here(device)
     content = folder.read(path)
     cfg: Config = load.trusted(load.load_config(content, path), trust, f"checkpoint {path}")
     model = load.build(load.with_kernels_here(cfg, where))
@@ -148,10 +158,17 @@ def find_images(images: Source | Iterable[Source]) -> list[str | Image.Image]:
 
     Raises:
         UserError: nothing is there; says what was looked for.
+        ValueError: something is neither a path nor an image of Pillow.
     """
     if isinstance(images, Image.Image):
         return [images]
     if not isinstance(images, (str, os.PathLike)):
+        images = list(images) if isinstance(images, Iterable) else [images]
+        other = next((item for item in images if not isinstance(item, (str, os.PathLike, Image.Image))), None)
+        if other is not None or any(item is None for item in images):
+            raise ValueError(
+                f"images has a {type(other).__name__} in it; expected paths and images of Pillow (of an array: PIL.Image.fromarray)"
+            )
         found = [item if isinstance(item, Image.Image) else os.fspath(item) for item in images]
         if not found:
             raise UserError("images is empty: name a folder, a pattern or some files")
@@ -182,7 +199,11 @@ class _Files(Dataset):
     def __getitem__(self, index: int) -> Tensor | str:
         image = self.images[index]
         try:
-            return self.transform(read_rgb(image) if isinstance(image, str) else image.convert("RGB"))
+            tensor = self.transform(read_rgb(image) if isinstance(image, str) else image.convert("RGB"))
+            if not isinstance(tensor, Tensor) or tensor.ndim != 3:
+                made = f"a tensor {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+                raise ValueError(f"transform= made {made} of an image; expected a tensor [3, H, W]")
+            return tensor
         except UnreadableImage as error:
             return str(error)
         except OSError as error:
@@ -239,8 +260,7 @@ def run(request: Request) -> int:
         UserError: checkpoint, images or output are missing or do not fit; before any work.
     """
     output = Path(request.out).expanduser()
-    if not output.parent.is_dir():
-        raise UserError(f"out={output}: there is no folder {output.parent}")
+    older = expect_older(output, "out=", "image,label1,", "CSV file of predictions")
     images = find_images(request.images)
     ema = {"auto": None, "ema": True, "raw": False}[request.weights]
     path = Path(request.checkpoint).expanduser()
@@ -260,7 +280,8 @@ def run(request: Request) -> int:
             write_atomically(output, as_csv(found))
         except OSError as error:
             raise UserError(f"out={output} cannot be written: {error.strerror}") from None
-        console.say(f"saved the likeliest {len(found[0].labels)} classes of {len(found)} images in {output}")
+        replaced = ", in place of older predictions" if older else ""
+        console.say(f"saved the likeliest {len(found[0].labels)} classes of {len(found)} images in {output}{replaced}")
     if unreadable:
         console.say(f"{unreadable} of {len(images)} files could not be read and are left out")
     if len(found) == 1:

@@ -28,6 +28,7 @@ from attn.models.create import check_input
 from attn.models.fuse import fuse
 from attn.runs import folder, load
 from attn.runs.files import sync_folder
+from attn.runs.outputs import expect_place, is_weights
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2", "int8": ".int8.pt2"}
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("torchao",)}
@@ -73,7 +74,8 @@ def run(request: Request) -> Path:
     )
     # Its 8-bit weights would be kept a second time in float32.
     fused = fuse(model, images, blocks=request.format != "int8")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with as_user_errors():
+        out.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that it can be moved there in one step.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as place:
         temporary = Path(place) / out.name
@@ -91,12 +93,15 @@ def expect_free(out: Path, request: Request) -> None:
     """Checks, before any work, that the file can be written and replaces none.
 
     Raises:
-        UserError: it exists, or is a folder.
+        UserError: it exists, is a folder or a checkpoint, or cannot be written.
     """
     if out.is_dir():
         raise UserError(f"out={out} is a folder; name a file, such as {out / ('model' + SUFFIXES[request.format])}")
+    expect_place(out, "out=")
     if out.exists() and not request.force:
         raise UserError(f"{out} exists: name another file with out=, or replace it with force=true")
+    if is_weights(out):
+        raise UserError(f"out={out} is a checkpoint, which force=true does not replace: name another file with out=")
     if request.format != "onnx" and out.suffix != ".pt2":
         raise UserError(f"out={out}: a file of format={request.format} must end in .pt2, or torch does not load it")
 

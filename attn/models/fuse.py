@@ -55,8 +55,10 @@ def fuse(model: nn.Module, images: Tensor | None = None, *, blocks: bool = True)
         the model, and it cannot be trained: `train()` raises a RuntimeError.
 
     Raises:
-        ValueError: the network cannot run on the images.
+        ValueError: it is no network, or cannot run on the images.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r} must be a network, such as attn.load(path) returns")
     fused = copy.deepcopy(model).eval().requires_grad_(False)
     set_kernels(fused, "reference")
     fold_attentions(fused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import pickle
@@ -32,6 +33,7 @@ from attn.models.convert.protocol import Architecture, differences, same
 from attn.runs import checkpoint, folder, load
 from attn.runs.checkpoint import BadCheckpoint
 from attn.runs.files import sync_folder
+from attn.runs.outputs import expect_place
 
 OWN = "attn"  # as a source: a checkpoint of this project
 WRAPPERS = ("state_dict", "model")  # where a training script puts the weights
@@ -88,8 +90,7 @@ def convert_file(source: str, arch: str, path: Path, out: Path, start: Sequence[
         UserError: an unknown name, a file that is damaged, of another network or partial, overrides that do not fit, or
             `out` exists.
     """
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or name another file")
+    expect_new(out)
     with as_user_errors():
         architecture = convert.find(source, arch)
     own_config = config_of(architecture, arch)
@@ -118,8 +119,7 @@ def convert_own(path: str | Path, out: Path, start: Sequence[str], trust: Sequen
     Raises:
         UserError: there are no overrides, they do not fit, the checkpoint is damaged, or `out` exists.
     """
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or name another file")
+    expect_new(out)
     if not start:
         raise UserError(f"{path} is a checkpoint already: say what the new model has, as in data=cifar100")
     content = folder.read(path)
@@ -136,6 +136,20 @@ def convert_own(path: str | Path, out: Path, start: Sequence[str], trust: Sequen
     origin |= {"new": report.new, "reshaped": report.reshaped, "missing": report.missing}
     save(out, {"model": state, "config": parse.to_dict(config), "origin": origin})
     return report
+
+
+def expect_new(out: Path) -> None:
+    """Checks, before any work, that a checkpoint can be written and replaces nothing.
+
+    Raises:
+        UserError: the file is there, its folder is none, or its name is that of an override.
+    """
+    key, sign, _ = out.name.partition("=")
+    if sign and out.name == str(out) and (key in groups.GROUPS or "." in key):
+        raise UserError(f"OUT={out} looks like an override: name the checkpoint to write before it, as in IN OUT {out}")
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or name another file")
+    expect_place(out, "OUT=")
 
 
 @dataclass(frozen=True)
@@ -316,7 +330,8 @@ def save(out: Path, content: Mapping[str, Any]) -> None:
         os.replace(temporary, out)
         sync_folder(out.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     except BaseException:
         temporary.unlink(missing_ok=True)

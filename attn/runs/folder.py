@@ -65,7 +65,7 @@ def fetch(name: str) -> Path:
     repo, _, revision = name.removeprefix(HUB).partition("@")
     try:
         found = hub().snapshot_download(repo, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG])
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # those of the HTTP client are of no common class, and it changes with the Hub's version
         raise UserError(f"{name} cannot be loaded: {reason(error)}") from None
     return Path(found)
 

@@ -132,14 +132,23 @@ def load(
     if not isinstance(trust, Collection) or not all(isinstance(module, str) for module in trust):
         raise ValueError(f"trust={trust!r} must be names of modules, as in ['mine']")
     path = os.path.expanduser(path)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
+    device_here(device)
     content = folder.read(path, device)
     model = build(with_kernels_here(trusted(load_config(content, path), trust, f"checkpoint {path}"), device))
     load_weights(model, pick_weights(content, ema, path), path)
     return model.to(device).eval()
+
+
+def device_here(device: str | torch.device) -> torch.device:
+    """A device on which tensors can be made here.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used here: {reason(error).partition('. ')[0]}") from None
 
 
 def with_kernels_here(cfg: Config, device: torch.device | str = "cpu") -> Config:

@@ -42,6 +42,9 @@ def save_pretrained(
     Raises:
         UserError: the checkpoint is none, the folder is not empty, or cannot be written.
     """
+    for name, value in (("source", source), ("folder", folder)):
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            raise UserError(f"{name}={value!r} must be a path: of a run or checkpoint, and of the folder to write")
     folder = Path(folder).expanduser()
     path = checkpoint_of(source)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -100,7 +103,7 @@ def push_to_hub(
         UserError: as `save_pretrained`, or the Hub refuses or cannot be reached.
     """
     hub = the_hub()
-    if repo.count("/") != 1 or not all(repo.split("/")):
+    if not isinstance(repo, str) or repo.count("/") != 1 or not all(repo.split("/")):
         raise UserError(f"repo={repo!r}: must be organisation/name, as in me/ba_resnet50")
     with tempfile.TemporaryDirectory() as place:
         folder = save_pretrained(source, Path(place) / "model", ema=ema, trust=trust)
@@ -108,7 +111,7 @@ def push_to_hub(
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message))
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # those of the HTTP client are of no common class, and it changes with the Hub's version
             raise UserError(f"{repo} cannot be uploaded: {reason(error)}") from None
 
 

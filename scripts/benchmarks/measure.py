@@ -45,6 +45,17 @@ class Contender:
     against: Contender | None = None
 
 
+def share(text: str) -> float:
+    """A part of the whole, as a `type` of argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+    return value
+
+
 def add_options(parser: argparse.ArgumentParser, pairs: int = 9) -> None:
     """The options that every measurement has."""
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all processors")
@@ -52,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser, pairs: int = 9) -> None:
     parser.add_argument("--repeats", type=positive, default=1, help="runs per measurement (default 1)")
     parser.add_argument(
         "--others",
-        type=float,
+        type=share,
         default=0.08,
         help="drop pairs in which other processes took more than this share of the machine (default 0.08)",
     )

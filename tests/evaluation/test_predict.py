@@ -82,6 +82,32 @@ def test_a_model_needs_a_transform(photos: Path) -> None:
         attn.predict(nn.Flatten(), photos)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"images": None}, "images has a NoneType in it"),
+        ({"images": [np.zeros((4, 4, 3))]}, "images has a ndarray in it"),
+        ({"images": 3}, "images has a int in it"),
+        ({"model": 3}, "model=3 must be"),
+        ({"transform": 3}, "transform=3 must be a function"),
+        ({"classes": ["a"]}, "classes= has 1 names; expected 10"),
+        ({"workers": -1}, "workers=-1 must be"),
+        ({"device": "nope"}, "device='nope' cannot be used here"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_first_image(
+    trained: Path, photos: Path, arguments: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        attn.predict(**{"model": trained, "images": photos, **arguments})  # not iterated over
+
+
+def test_a_transform_that_makes_no_image_is_named(trained: Path, photos: Path) -> None:
+    for made, named in ((lambda image: image, "a Image"), (lambda image: torch.zeros(1, 3, 16, 16), "a tensor")):
+        with pytest.raises(ValueError, match=f"transform= made {named}"):
+            list(attn.predict(trained, photos / "b", transform=made))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_are_found_in_folders_patterns_and_lists(trained: Path, photos: Path, workers: int) -> None:
     assert [Path(str(p)).name for p in find_images(photos)] == [f"{i}.png" for i in range(7)]

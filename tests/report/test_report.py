@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import composed
+from commands import ROOT, composed
 from PIL import Image
 from report_runs import record, record_all
 
@@ -278,6 +281,17 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], told: str, 
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {told.format(tmp=tmp_path)}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["scripts/report.py", "out={tmp}/page.html"], ["scripts/compare.py"]])
+def test_a_reader_that_closes_the_pipe_is_no_error(runs: Path, tmp_path: Path, arguments: list[str]) -> None:
+    command = [sys.executable, *(a.format(tmp=tmp_path) for a in arguments), str(runs / "ba")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
 
 
 def test_the_script(runs: Path, tmp_path: Path, in_process) -> None:

@@ -241,6 +241,35 @@ def test_nothing_is_replaced(runs: Path, tmp_path: Path) -> None:
         attn.save_pretrained(tmp_path / "none.pt", tmp_path / "other")
 
 
+class Unreachable(Exception):
+    """What an HTTP client raises: no OSError."""
+
+
+class Offline:
+    def create_repo(self, *arguments: object, **options: object) -> None:
+        raise Unreachable("name not known")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="me/ba cannot be uploaded: name not known"):
+        attn.push_to_hub(runs / "seed0", "me/ba", api=Offline())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Offline().create_repo)
+    with pytest.raises(UserError, match="hf-hub:me/ba cannot be loaded: name not known"):
+        attn.load("hf-hub:me/ba")
+
+
+def test_what_is_no_path_or_name_is_refused(runs: Path, tmp_path: Path) -> None:
+    for source, folder in ((None, tmp_path / "m"), (torch.nn.Linear(1, 1), tmp_path / "m"), (runs / "seed0", None)):
+        with pytest.raises(UserError, match="must be a path"):
+            attn.save_pretrained(source, folder)
+    with pytest.raises(UserError, match="repo=3: must be organisation/name"):
+        attn.push_to_hub(runs / "seed0", 3)
+    with pytest.raises(ValueError, match="model=None must be a network"):
+        attn.fuse(None)
+    with pytest.raises(ValueError, match="must be names"):
+        attn.timm.register(1, 2)
+
+
 def test_a_folder_executes_nothing(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
