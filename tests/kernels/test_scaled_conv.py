@@ -288,13 +288,15 @@ def test_others_run_as_their_definition(conv: nn.Conv2d, options: dict, dtype: t
         assert torch.equal(ours, theirs)
 
 
-def test_the_definition_serves_where_it_is_quicker() -> None:
+def test_the_definition_serves_where_it_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     fused = layer(nn.Conv2d(16, 16, 3, padding=1))
     small, large = torch.randn(2, 16, 5, 5), torch.randn(2, 16, 8, 8)  # 25 and 64 pixels for 16 channels
     channels_last = large.contiguous(memory_format=torch.channels_last)
     assert [fused.gains(x, torch.float32) for x in (small, large, channels_last)] == [True, False, True]
-    assert [fused.gains(x, torch.bfloat16) for x in (small, channels_last)] == [True, False]
-    assert not fused.gains(channels_last[:1], torch.float32)
+    for multiplies in (True, False):
+        monkeypatch.setattr(scaled_conv_cpu, "multiplies_bf16", lambda multiplies=multiplies: multiplies)
+        assert [fused.gains(x, torch.bfloat16) for x in (small, large, channels_last)] == [True, False, multiplies]
+        assert not any(fused.gains(channels_last[:1], dtype) for dtype in (torch.float32, torch.bfloat16))
     for ours, theirs in zip(step(fused, large), step(plain(fused), large), strict=True):
         assert torch.equal(ours, theirs)
 
