@@ -32,7 +32,15 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = {"oldest": "3.10", "newest": "3.12", "pinned": HERE}
 # What touches the packages most; the attentions' equations do not depend on versions.
 TESTS = [
-    *("tests/backbones", "tests/config", "tests/evaluation", "tests/kernels", "tests/models", "tests/runs", "tests/training"),
+    *(
+        "tests/backbones",
+        "tests/config",
+        "tests/evaluation",
+        "tests/kernels",
+        "tests/models",
+        "tests/runs",
+        "tests/training",
+    ),
     "tests/modules/test_aw.py",
 ]
 SHOWN = ("python", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy")

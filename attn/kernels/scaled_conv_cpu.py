@@ -1,4 +1,7 @@
-"""The C++ form of the operator of `scaled_conv.py` (`scaled_conv.cpp`): on the CPU, in float32; bfloat16 is widened for it."""
+"""The C++ form of the operator of `scaled_conv.py` (`scaled_conv.cpp`): on the CPU, in float32 and bfloat16.
+
+Where the CPU has no products of bfloat16 (AVX512-BF16), maps and filters are widened to float32.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,11 @@ def scaled_conv(
     groups: int,
 ) -> Tensor:
     shape = (x.shape[0], weight.shape[0], *output_size(x, weight, stride, padding, dilation))
-    y = torch.empty(shape, memory_format=torch.channels_last)
+    dtype = multiplied(x.dtype)
+    y = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
     settings = sizes(x, weight, y, stride, padding, dilation, groups)
-    given = (nhwc(x), nhwc(weight), factors(scale))
-    call("attn_scaled_conv", settings, *given, y, torch.empty_like(given[1]))
+    given = (nhwc(x, dtype), nhwc(weight, dtype), factors(scale))
+    call("attn_scaled_conv", settings, dtype, *given, y, torch.empty_like(given[1]))
     return y.to(x.dtype, memory_format=memory_format(x))
 
 
@@ -53,10 +57,11 @@ def scaled_conv_backward(
     with_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     settings = sizes(x, weight, grad, stride, padding, dilation, groups)
-    given = (nhwc(grad), nhwc(x), nhwc(weight), factors(scale))
+    dtype = multiplied(x.dtype)
+    given = (nhwc(grad, dtype), nhwc(x, dtype), nhwc(weight, dtype), factors(scale))
     dx = torch.empty_like(given[1]) if with_input else None
-    dweight, dscale = torch.empty_like(given[2]), torch.empty_like(given[3])
-    call("attn_scaled_conv_backward", settings, *given, dx, dweight, dscale, torch.empty_like(given[2]))
+    dweight, dscale = torch.empty_like(given[2], dtype=torch.float32), torch.empty_like(given[3])
+    call("attn_scaled_conv_backward", settings, dtype, *given, dx, dweight, dscale, torch.empty_like(given[2]))
     return (
         x.new_empty(0) if dx is None else dx.to(x.dtype, memory_format=memory_format(x)),
         dweight.to(weight.dtype, memory_format=memory_format(weight)),
@@ -89,9 +94,21 @@ def sizes(
     return (ctypes.c_int64 * len(flat))(*flat)
 
 
-def nhwc(x: Tensor) -> Tensor:
-    """In float32 and channels_last; of filters [C2, C1, h, w] that is [C2, h, w, C1]."""
-    return x.to(torch.float32, memory_format=torch.channels_last).contiguous(memory_format=torch.channels_last)
+def multiplied(dtype: torch.dtype) -> torch.dtype:
+    """The type in which the library computes maps and filters of a type."""
+    return dtype if dtype == torch.float32 or multiplies_bf16() else torch.float32
+
+
+@torch.compiler.assume_constant_result
+def multiplies_bf16() -> bool:
+    """Whether the library was built for a CPU with products of bfloat16."""
+    found = cpu.library()
+    return found is not None and bool(found.attn_scaled_conv_takes_bf16())
+
+
+def nhwc(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a type and channels_last; of filters [C2, C1, h, w] that is [C2, h, w, C1]."""
+    return x.to(dtype, memory_format=torch.channels_last).contiguous(memory_format=torch.channels_last)
 
 
 def factors(scale: Tensor) -> Tensor:
@@ -99,9 +116,9 @@ def factors(scale: Tensor) -> Tensor:
     return scale.flatten(2).transpose(1, 2).to(torch.float32).contiguous()
 
 
-def call(name: str, settings: ctypes.Array[ctypes.c_int64], *tensors: Tensor | None) -> None:
-    """Calls a function of the library; a tensor is passed as its address, None as a null pointer."""
+def call(name: str, settings: ctypes.Array[ctypes.c_int64], dtype: torch.dtype, *tensors: Tensor | None) -> None:
+    """Calls a function of the library for maps of a type; a tensor is passed as its address, None as a null pointer."""
     function = getattr(cpu.library(), name)
     function.restype = None
     addresses = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-    function(settings, ctypes.c_int(torch.get_num_threads()), *addresses)
+    function(settings, ctypes.c_int(dtype == torch.bfloat16), ctypes.c_int(torch.get_num_threads()), *addresses)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn.attention import Attention, Reading, Site, hidden_width, select
-from attn.kernels import scaled_conv
+from attn.kernels import scaled_conv, scaled_conv_cpu
 from attn.kernels.scaled_conv_reference import per_sample
 from attn.modules._layers import MapBatchNorm, bin_average, conv_settings
 
@@ -146,14 +146,14 @@ class AWConv2d(nn.Conv2d):
     def gains(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether the fused form is at least as quick as `grouped`, as measured on the CPU.
 
-        In float32 and channels_last it is, but for a single image: its filters are one set, and a plain convolution. Elsewhere
-        maps are converted, which costs more than many filters for few pixels do.
+        In channels_last it is, but for a single image: its filters are one set, and a plain convolution. In another layout, and
+        in bfloat16 where the CPU multiplies none, maps are converted, which costs more than many filters for few pixels do.
         """
         if x.device.type != "cpu":
             return True
         height, width = self.output_size(x)
         several = not isinstance(x.shape[0], int) or x.shape[0] > 1  # torch.export for any batch: not an integer
-        at_home = dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+        at_home = scaled_conv_cpu.multiplied(dtype) == dtype and x.is_contiguous(memory_format=torch.channels_last)
         return (several and at_home) or height * width <= 2 * self.weight.shape[1]
 
     def settings(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
