@@ -26,10 +26,12 @@ class Terminal(logging.Handler):
     """Prints messages as plain lines: warnings to stderr, after the word `warning`, all others to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
-            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
-        else:
-            print(record.getMessage(), flush=True)
+        warning = record.levelno >= logging.WARNING
+        stream = sys.stderr if warning else sys.stdout
+        try:
+            print(f"warning: {record.getMessage()}" if warning else record.getMessage(), file=stream, flush=True)
+        except BrokenPipeError:  # the reader has seen enough, as in `| head`; the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if not LOGGER.handlers:

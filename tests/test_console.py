@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from commands import ROOT
@@ -27,6 +31,19 @@ def test_an_embedder_can_silence_it(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         logger.setLevel(level)
     assert capsys.readouterr() == ("", "warning: trouble\n")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_closes_the_pipe_ends_no_work(tmp_path: Path, stream: str) -> None:
+    code = "import pathlib, sys\nfrom attn import console\nfor i in range(3): console.say('a'), console.warn('b')\n"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", code + f"pathlib.Path({str(tmp_path / 'done')!r}).touch()"]
+    streams: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writing}
+    done = subprocess.run(command, **streams, text=True, check=False, cwd=ROOT)  # type: ignore[call-overload]
+    os.close(writing)
+    assert (done.returncode, (tmp_path / "done").exists()) == (0, True)
+    assert (done.stderr, done.stdout) == ((None, "a\n" * 3) if stream == "stderr" else ("warning: b\n" * 3, None))
 
 
 @pytest.mark.parametrize("room", ["data", "evaluation", "models", "runs", "tables", "training"])

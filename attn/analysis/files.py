@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from attn.analysis.style import SETTINGS
 from attn.errors import UserError
 from attn.runs.files import write_atomically
+from attn.runs.metrics import METRICS
 
 ENDINGS = (".png", ".svg", ".csv")
+VIEWS = ("metrics", "curves")  # of a run: metrics.csv and curves.png
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def output_paths(out: str | Path) -> list[Path]:
     """The files of a figure, from a name with or without one of their endings.
 
     Raises:
-        UserError: there is no such folder, or the name is that of a folder.
+        UserError: there is no such folder, the name is that of a folder, or of a file that a run writes into its folder.
     """
     stem = Path(out).expanduser()
     stem = stem.with_suffix("") if stem.suffix.lower() in ENDINGS else stem
@@ -47,6 +49,8 @@ def output_paths(out: str | Path) -> list[Path]:
         raise UserError(f"out={out} is a folder; name a file in it, such as {Path(out) / 'figure'}")
     if not stem.parent.is_dir():
         raise UserError(f"out={out}: there is no folder {stem.parent}; create it first")
+    if stem.name in VIEWS and (stem.parent / METRICS).exists():
+        raise UserError(f"out={out} would replace the {stem.name} of the run in {stem.parent}; choose another name")
     return [stem.with_name(stem.name + ending) for ending in ENDINGS]
 
 

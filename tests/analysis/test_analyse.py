@@ -247,6 +247,14 @@ def test_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert output_paths(tmp_path / "f.v1.png") == paths
 
 
+@pytest.mark.parametrize("name", ["metrics", "curves.png"])
+def test_a_figure_replaces_no_file_of_a_run(tmp_path: Path, name: str) -> None:
+    assert output_paths(tmp_path / name)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"would replace the (metrics|curves) of the run in .*; choose another name"):
+        output_paths(tmp_path / name)
+
+
 def test_a_kind_has_its_keys_in_one_place() -> None:
     kind, options = analysis.read(["weights", "checkpoint=a", "checkpoint=b", "classes=[1, cat]", "each=3", "weights=raw"])
     assert kind == "weights"
