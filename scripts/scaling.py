@@ -104,11 +104,12 @@ def main() -> None:
     if not options.bandwidth > 0:
         parser.error("--bandwidth must be greater than 0")
     gradients = gradient_bytes(options.overrides) if options.predict else 0
-    print("ranks  images/s  per rank  efficiency", flush=True)
     reference = None
     for count in options.ranks:
         speed = measure(count, options.batch, options.steps, options.overrides)
-        reference = reference or speed / count
+        if reference is None:
+            print("ranks  images/s  per rank  efficiency", flush=True)
+            reference = speed / count
         print(f"{count:5d}  {speed:8.1f}  {speed / count:8.1f}  {speed / count / reference:9.1%}", flush=True)
     if options.predict and reference:
         print(f"predicted, for {gradients / 1e6:.1f} MB of gradients per step at {options.bandwidth:g} GB/s:")

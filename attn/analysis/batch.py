@@ -57,7 +57,8 @@ def measure(found: Sequence[runs.Finished]) -> list[ErrorByBatch]:
     sizes = {int(size) for method in methods for size in method.size}
     if len(sizes) < 2:
         raise UserError(
-            f"runs=: all {len(found)} runs have schedule.batch_size={min(sizes)}; train with several, as in "
+            f"runs={', '.join(sorted({str(run.folder) for run in found})[:3])}{' ...' if len(found) > 3 else ''}: "
+            f"{len(found)} finished run{'s' * (len(found) > 1)}, of no batch size but {min(sizes)}; train with several, as in "
             "schedule.batch_size=32,64 -m"
         )
     return methods

@@ -96,7 +96,8 @@ def convert_file(source: str, arch: str, path: Path, out: Path, start: Sequence[
     own_config = config_of(architecture, arch)
     config = config_of(architecture, arch, start) if start else own_config
     content = read_foreign(path)
-    state, dropped = translate(content.tensors, architecture, own_config, f"{path} is not {arch} of {source}")
+    what = f"{path} is a checkpoint of this project, which --source {OWN} takes, and " if content.own else f"{path} is "
+    state, dropped = translate(content.tensors, architecture, own_config, f"{what}not {arch} of {source}")
     report = Report(list(state), dropped=dropped)
     if start:
         state, report = begin(config, state, dropped)
@@ -154,10 +155,17 @@ def expect_new(out: Path) -> None:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A file from elsewhere: its tensors by bare name, and what it says of itself."""
+    """A file from elsewhere.
+
+    Attributes:
+        tensors: by bare name.
+        said: what it says of itself.
+        own: whether it is a checkpoint of this project after all.
+    """
 
     tensors: dict[str, Tensor]
     said: dict[str, Any]
+    own: bool
 
 
 def read_foreign(path: Path) -> Foreign:
@@ -176,7 +184,8 @@ def read_foreign(path: Path) -> Foreign:
     while all(PREFIX.match(name) for name in tensors):
         longest = min((m[0] for name in tensors if (m := PREFIX.match(name))), key=len)
         tensors = {name.removeprefix(longest): value for name, value in tensors.items()}
-    return Foreign(tensors, said)
+    config = content.get("config")
+    return Foreign(tensors, said, isinstance(config, Mapping) and "attention" in config)
 
 
 def _load(path: Path) -> Mapping[str, Any]:

@@ -46,13 +46,13 @@ class Contender:
 
 
 def share(text: str) -> float:
-    """A part of the whole, as a `type` of argparse."""
+    """A part of the processors' time, as a `type` of argparse; above 1 it never is, so that nothing is dropped."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
     return value
 
 

@@ -91,10 +91,13 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
     device, bf16 = torch.device(options.device), options.dtype == "bf16"
     images = torch.randn(options.batch, 3, options.size, options.size).contiguous(memory_format=layout).to(device)
     targets = torch.randint(options.classes, (options.batch,)).to(device)
-    found = []
-    for name, build in models.items():
+    built = {}
+    for name, build in models.items():  # all of them first: what cannot be built is named before the first measurement
         torch.manual_seed(0)
-        model = build().to(device, memory_format=layout).train()
+        built[name] = build().train()
+    found = []
+    for name, model in built.items():
+        model.to(device, memory_format=layout)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
         step = training_step(model, optimizer, images, targets, bf16)
         step()  # the optimizer makes its state, which is not a step's memory

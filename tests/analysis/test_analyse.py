@@ -170,7 +170,7 @@ def test_error_by_batch_size(tmp_path: Path) -> None:
     figure, numbers = batch.run(analysis.Batch(runs=[str(tmp_path)]))
     assert figure.axes[0].get_xscale() == "log"
     assert [row[1:4] for row in numbers.rows] == [(32, 2, 9.0), (64, 1, 12.0), (256, 2, 25.0)]
-    with pytest.raises(UserError, match=r"all 2 runs have schedule.batch_size=256"):
+    with pytest.raises(UserError, match=r"runs=.*: 2 finished runs, of no batch size but 256; train"):
         batch.measure([run for run in runs.find([str(tmp_path)]) if run.cfg.schedule.batch_size == 256])
     recorded(tmp_path / "other", 50, "attention=ba2m", "attention_name=ba2m", "data=fake", "data.num_classes=10")
     with pytest.raises(UserError, match="runs on digits, fake, whose accuracies cannot be compared"):

@@ -202,7 +202,7 @@ SCRIPTS: dict[str, list[str]] = {
     "make_digits_coco --out {tmp}/coco --train x": ["--train", "'x'"],
     "make_digits_coco --out /etc/passwd --train 2 --val 1": ["--out /etc/passwd cannot be written"],
     "scaling --ranks 0": ["--ranks"],
-    "reference --foo": ["--foo", "--check"],
+    "reference --foo": ["--foo", "reference.py --help"],
 }
 
 

@@ -176,6 +176,14 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
         run(weights("eca_resnet50_ksize3557"), tmp_path, network="se_resnet50_dcanet")
 
 
+def test_a_checkpoint_of_this_project_is_said_to_be_one(tmp_path: Path) -> None:
+    run({"state_dict": weights()}, tmp_path)
+    with pytest.raises(
+        BadCheckpoint, match="is a checkpoint of this project, which --source attn takes, and not resnet18 of timm"
+    ):
+        convert_file("timm", "resnet18", tmp_path / "out.pt", tmp_path / "other.pt")
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path
