@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def test_a_step_beside_the_plain_backbones(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     cpu.library.cache_clear()
     command = ["scripts/benchmark.py", "step", "--backbone=resnet18", "--attentions=se", "--batch=2", "--size=64"]
+    command += ["--profile=operators"]
     command += ["--threads=1", "--pairs=2", "--others=1", f"--json={tmp_path / 'r.json'}", f"--picture={tmp_path / 'r.png'}"]
     try:
         refused = in_process(command)
@@ -42,6 +44,12 @@ def test_a_step_beside_the_plain_backbones(
             assert rows[name]["pairs"] == 2
         assert (tmp_path / "r.png").stat().st_size > 1000
         assert "se fused" in done.stdout
+        times = result["profile"]
+        assert list(times) == list(rows)
+        assert times["plain"]["aten::convolution_backward"] > 0
+        assert "attn::squeezeBackward" in times["se fused"]
+        assert "attn::squeezeBackward" not in times["se reference"]
+        assert re.search(r"^aten::convolution_backward( +\d+\.\d\d){4}$", done.stdout, re.MULTILINE)
     finally:
         cpu.library.cache_clear()
 
@@ -105,9 +113,10 @@ def test_the_input_beside_torchvisions(in_process: Command, tmp_path: Path, monk
         if not built:
             pytest.skip(line)
         region.library.cache_clear()
-        done = in_process([*command, f"--json={tmp_path / 'r.json'}"])
+        done = in_process([*command, "--profile=functions", f"--json={tmp_path / 'r.json'}"])
         assert done.returncode == 0, done.stderr
         assert "torchvision and attn region give the same pixels: yes" in done.stdout
+        assert re.search(r"^data/region.py: \w+( +\d+\.\d\d){6}$", done.stdout, re.MULTILINE)
         names = [row["name"] for row in json.loads((tmp_path / "r.json").read_text())["contenders"]]
         assert names[:4] == ["torchvision", "timm", "attn pil", "attn region"]
         assert names[4:] == ["attn packed, region", "attn packed at 256, region"]

@@ -237,7 +237,7 @@ def explain(error: Exception, config_name: str, arguments: list[str]) -> str:
         if first.startswith("Could not override '"):
             return _unknown_key(first.split("'")[1], config_name, arguments)
         if first.startswith("Ambiguous value for argument '"):
-            return f"{first}: -m runs one value after the other; a list is written [a,b], a string with a comma in quotes"
+            return f"{first}: `train.py -m` runs one value after the other; a list is written [a,b], a string with a comma in quotes"
         if first.startswith("Could not append to config."):
             return f"{first} Write it without the +, which adds a key that is not there"
         if error.__cause__ is not None and first.startswith("Error merging override"):

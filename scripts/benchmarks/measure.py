@@ -19,6 +19,7 @@ from typing import Any
 
 from attn.config.scripts import positive
 from attn.runs.files import write_atomically
+from benchmarks import profiles
 
 
 @dataclass
@@ -67,6 +68,11 @@ def add_options(parser: argparse.ArgumentParser, pairs: int = 9) -> None:
         default=0.08,
         help="drop pairs in which other processes took more than this share of the machine (default 0.08)",
     )
+    parser.add_argument(
+        "--profile",
+        choices=profiles.KINDS,
+        help="also print where each contender's time goes: torch's operators, or functions of Python",
+    )
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--picture", type=Path, help="also draw it to this file")
 
@@ -86,6 +92,10 @@ def compare(found: list[Contender], options: argparse.Namespace, title: str, war
     take_pairs(found, options, warmup)
     result = report(found, options)
     print(as_text(result))
+    if options.profile:
+        found_times = {c.name: profiles.KINDS[options.profile](c.run) for c in found}
+        print("\n", *(f"{line}\n" for line in profiles.table(found_times)), sep="", end="")
+        result["profile"] = {name: profiles.rounded(times) for name, times in found_times.items()}
     if options.json:
         write_atomically(options.json, json.dumps(result, indent=2) + "\n")
     if options.picture:

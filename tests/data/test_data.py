@@ -25,7 +25,7 @@ from attn.data import elpv
 from attn.data.datasets import class_names, load_dataset, sample_weights
 from attn.data.loader import Batch, Seeded, evaluation_batches, evaluation_data, train_data
 from attn.data.splits import random_split, stratified
-from attn.data.transforms import eval_transform, train_transform
+from attn.data.transforms import Pixels, eval_transform, train_transform
 from attn.distributed import Ranks
 from attn.errors import UserError
 
@@ -318,3 +318,16 @@ def test_fake_images_are_a_function_of_their_index() -> None:
     one, other = load_dataset(data, True), load_dataset(data, True)
     assert [label for _, label in (one[i] for i in range(5))] == [0, 1, 2, 0, 1]
     assert np.array_equal(np.asarray(one[4][0]), np.asarray(other[4][0]))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last, torch.preserve_format])
+@pytest.mark.parametrize("stored", [torch.contiguous_format, torch.channels_last])
+def test_a_batch_is_normalised_to_the_bits_of_its_images(stored: torch.memory_format, layout: torch.memory_format) -> None:
+    pixels = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    images = torch.randint(0, 256, (5, 3, 7, 9), dtype=torch.uint8).contiguous(memory_format=stored)
+    before = images.clone()
+    batch = pixels.normalised(images, layout)
+    assert batch.is_contiguous(memory_format=stored if layout == torch.preserve_format else layout)
+    assert torch.equal(batch, torch.stack([pixels.normalised(image) for image in images]))
+    assert torch.equal(images, before)
+    assert pixels.normalised(images[:0], layout).shape == (0, 3, 7, 9)
