@@ -3,7 +3,7 @@
 #   make test         sets up, runs the linter, the type checker and the tests
 #   make results      trains two attentions with two seeds on digits and writes their table to runs/results (minutes)
 #   make docs         builds the documentation site to build/site
-#   make quick        the tests that take seconds: without killed runs, launchers and MMDetection
+#   make quick        the tests that take seconds: without killed runs, launchers, MMDetection and every pairing of networks
 # They set up .venv only when pyproject.toml or constraints.txt have changed.
 #   make .venv/.compiled   also compiles mmcv's operators (a C++ compiler; 6 to 12 minutes on 2 cores), which no config here needs
 
@@ -21,7 +21,7 @@ quickstart: .venv/.core
 	$(BIN)/python eval.py checkpoint=runs/resnet50-ba-digits-quick/seed0/best.pt
 
 quick: .venv/.core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow' --ignore tests/faults --ignore tests/detection
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow' --ignore tests/faults --ignore tests/detection --ignore tests/models --ignore tests/backbones
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
