@@ -25,7 +25,7 @@ def operators(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def functions(run: Callable[[], Any]) -> dict[str, float]:
-    """Milliseconds per run of each function of Python, without those that it calls; a C function's time counts where it is called."""
+    """Milliseconds per run of each function of Python, without those that it calls; what ctypes calls counts where it is called."""
     profile = cProfile.Profile()
     profile.enable()
     for _ in range(RUNS):
